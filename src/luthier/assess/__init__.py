@@ -1,0 +1,1 @@
+"""Graded judgement: targets, scores, calibration. numpy and scipy only."""

@@ -1,0 +1,177 @@
+"""The command line: words in, a verb called, an exit code out. Loads no heavy library to show its help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from luthier import __version__
+from luthier.errors import LuthierError, RequestError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    options = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        figures = options.call(options)
+    except LuthierError as error:
+        if os.environ.get("LUTHIER_DEBUG"):
+            raise
+        print(f"luthier: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"luthier: interrupted; resume with:\n  {_resume_line(argv)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if os.environ.get("LUTHIER_DEBUG"):
+            raise
+        print(f"luthier: {type(error).__name__}: {error}\n  mend: this is unexpected; LUTHIER_DEBUG=1 shows where it arose",
+              file=sys.stderr)
+        return 1
+    if options.json and figures is not None:
+        print(json.dumps(figures, ensure_ascii=False))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(prog="luthier", description="From raw domain data to a fine-tuned multimodal model "
+                                   "that is measured and deployed: one recipe, one command.")
+    root.add_argument("--version", action="version", version=f"luthier {__version__}")
+    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = _verb(verbs, "quickstart", _quickstart, "synthetic answers, a toy model, two stages, a report",
+                 "luthier quickstart --out my-first-run")
+    verb.add_argument("--out", type=Path, default=Path("quickstart-run"), help="a new folder (default: quickstart-run)")
+    verb = _verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
+    verb.add_argument("kind", help="speaking or quickstart")
+    verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
+    verb = _verb(verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml")
+    _recipe(verb)
+    verb = _verb(verbs, "rehearse", _rehearse, "the recipe end to end at toy size, offline",
+                 "luthier rehearse recipes/speaking.yaml")
+    _recipe(verb)
+    verb.add_argument("--out", type=Path, help="a new folder (default: a temporary one)")
+    verb = _verb(verbs, "run", _run, "data, stages, evaluation, report",
+                 "luthier run recipes/speaking.yaml --out runs/a --set train.epochs=3")
+    _recipe(verb)
+    verb.add_argument("--out", type=Path, help="a new folder (default: runs/NAME)")
+    verb.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    verb = _verb(verbs, "predict", _predict, "judge recordings with a finished run",
+                 "luthier predict runs/a answer.wav --question 'Describe the picture.'")
+    verb.add_argument("run", type=Path)
+    verb.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="recordings")
+    verb.add_argument("--question", default="", help="what was asked")
+    verb.add_argument("--stage", default="", help="which stage (default: the last finished one)")
+    verb = _verb(verbs, "score", _score, "metrics of a file of predictions", "luthier score predictions.jsonl --labels labels.csv")
+    verb.add_argument("predictions", type=Path)
+    verb.add_argument("--labels", type=Path, help="a second file with the labels, matched by id or by order")
+    verb.add_argument("--pass-mark", type=float, default=4.0, help="the grade at which an answer passes (default: 4)")
+    verb.add_argument("--event", choices=("panel", "rater", "latent"), default="panel",
+                      help="what log loss and Brier are held against (default: panel)")
+    _verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
+    verb = _verb(verbs, "report", _report, "write report.html of a run again", "luthier report runs/a")
+    verb.add_argument("run", type=Path)
+    return root
+
+
+def _verb(verbs: Any, name: str, call: Any, text: str, example: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, epilog=f"example: {example}",
+                                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    verb.add_argument("--json", action="store_true", help="print the figures as one JSON object, last on standard output")
+    verb.set_defaults(call=call)
+    return verb
+
+
+def _recipe(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, help="a recipe file")
+    verb.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c",
+                      help="override a key; may be given many times")
+
+
+def _quickstart(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    return verbs.quickstart(options.out)
+
+
+def _new(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    return verbs.new(options.kind, options.folder)
+
+
+def _check(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    return verbs.check(options.recipe, options.overrides)
+
+
+def _rehearse(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    return verbs.rehearse(options.recipe, options.out, options.overrides)
+
+
+def _run(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    return verbs.run(options.recipe, options.out, options.overrides, options.resume)
+
+
+def _predict(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    failed = 0
+    for verdict in verbs.predict(options.run, options.inputs, options.question, options.stage):
+        print(json.dumps(verdict, ensure_ascii=False), flush=True)
+        failed += "error" in verdict
+    if failed == len(options.inputs):
+        raise RequestError("no input could be judged; each line above says why", "give recordings that can be read")
+
+
+def _score(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    return verbs.score(options.predictions, options.labels, options.pass_mark, options.event)
+
+
+def _doctor(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    return verbs.doctor()
+
+
+def _report(options: argparse.Namespace) -> Any:
+    from luthier import verbs
+
+    path = verbs.report(options.run)
+    print(path, file=sys.stderr)
+    return {"report": str(path)}
+
+
+def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _resume_line(argv: Sequence[str] | None) -> str:
+    import shlex
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    return shlex.join(["luthier", *words, *([] if "--resume" in words or words[:1] != ["run"] else ["--resume"])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Rows in, every one accounted for. No torch."""

@@ -1,0 +1,1 @@
+"""Held-out items scored with a trained model."""

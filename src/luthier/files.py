@@ -1,0 +1,170 @@
+"""The only module that writes durably: whole files and whole folders, or nothing.
+
+A file is written beside its place, flushed to the disk and renamed; a folder is filled under a temporary
+name, given a manifest with the sha256 of every file (written last), and renamed. A reader therefore sees
+the old thing or the new thing, never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import DiskError, ExistsError
+
+MANIFEST = "MANIFEST.json"
+_TEMPORARY = ".tmp-"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex digest of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def json_text(value: Any) -> str:
+    """JSON with sorted keys; NaN and infinity are refused, as JSON has no word for them."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file durably: temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _disk_error(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file durably."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document durably."""
+    write_text(path, json_text(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines durably, all or nothing."""
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Append one line and push it to the disk; a torn last line is what `read_jsonl` forgives."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise _disk_error(path, error) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; a last line torn by a crash is left out, any other broken line raises."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise
+    return rows
+
+
+@contextmanager
+def atomic_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
+    """Fill the yielded temporary folder; on leaving it becomes `path`, sealed by a manifest.
+
+    `about` is kept in the manifest beside the digests. Raises ExistsError when `path` is there already and
+    DiskError when a write fails; in both cases, and on any other exception, nothing is left behind.
+    """
+    if path.exists():
+        raise ExistsError(f"{path} exists already", "name another folder")
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        files = sorted(item for item in temporary.rglob("*") if item.is_file())
+        for item in files:
+            with item.open("rb") as stream:
+                os.fsync(stream.fileno())
+        digests = {str(item.relative_to(temporary)): {"sha256": sha256_file(item), "size": item.stat().st_size}
+                   for item in files}
+        write_json(temporary / MANIFEST, {**about, "files": digests})
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _disk_error(path, error) from error
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def verify_folder(path: Path) -> str | None:
+    """Compare a sealed folder with its manifest. None when every byte is there, else what is wrong."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        files = read_json(manifest)["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    for name, expected in files.items():
+        item = path / name
+        if not item.is_file():
+            return f"{name} is missing"
+        if item.stat().st_size != expected["size"] or sha256_file(item) != expected["sha256"]:
+            return f"{name} is not what was written"
+    return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders that a killed process left in `folder`."""
+    for item in folder.glob(f"{_TEMPORARY}*"):
+        if item.is_dir():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            item.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_error(path: Path, error: OSError) -> DiskError:
+    return DiskError(f"{path}: could not be written: {error.strerror or error}",
+                     "free some space or choose a folder that can be written; nothing half-written is left")

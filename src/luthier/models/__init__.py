@@ -1,0 +1,1 @@
+"""Models, their adapters, and how a row becomes tensors."""

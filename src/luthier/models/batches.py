@@ -1,0 +1,151 @@
+"""The order of rows and the batches made of them: pure functions of (seed, epoch), so any step can be jumped to.
+
+Shapes: B rows of a micro-batch, L tokens, G rows of one sound length, T x F mel frames or S x D encoder outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from luthier.models.encode import Example
+from luthier.models.features import FeatureStore
+
+_WINDOW = 16
+"""Batches' worth of shuffled rows that are sorted by length together."""
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One forward pass: which examples, the pairs to rank among them, and which optimizer step it belongs to."""
+
+    step: int
+    epoch: int
+    rows: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass
+class SoundGroup:
+    """The sound of the rows that share one length: log-mel (G, T, F), or (G, S, D) when `encoded`."""
+
+    rows_G: torch.Tensor
+    values: torch.Tensor
+    encoded: bool
+
+
+@dataclass
+class Batch:
+    """A padded micro-batch."""
+
+    ids: list[str]
+    input_ids_BL: torch.Tensor
+    attention_mask_BL: torch.Tensor
+    readout_B: torch.Tensor
+    sound_at_B: torch.Tensor
+    sound: list[SoundGroup]
+    target_B: torch.Tensor
+    level_B: torch.Tensor
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.readout_B.sum()) + len(self.readout_B)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        groups = [SoundGroup(g.rows_G.to(device), g.values.to(device), g.encoded) for g in self.sound]
+        return Batch(self.ids, self.input_ids_BL.to(device), self.attention_mask_BL.to(device), self.readout_B.to(device),
+                     self.sound_at_B.to(device), groups, self.target_B.to(device), self.level_B.to(device), self.pairs)
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Every row once, in batches of similar length: shuffled, sorted inside windows, batches shuffled."""
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = rng.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(shuffled), batch_size * _WINDOW):
+        window = sorted(shuffled[start:start + batch_size * _WINDOW].tolist(), key=lambda row: (lengths[row], row))
+        batches += [window[i:i + batch_size] for i in range(0, len(window), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def ranking_pairs(rows: Sequence[int], examples: Sequence[Example], pass_mark: float) -> list[tuple[int, int]]:
+    """Disjoint (better, worse) pairs across the pass mark within one optimizer step, nearest grades first."""
+    passing = sorted((r for r in rows if examples[r].grade >= pass_mark), key=lambda r: (examples[r].grade, r))
+    failing = sorted((r for r in rows if examples[r].grade < pass_mark), key=lambda r: (-examples[r].grade, r))
+    return list(zip(passing, failing, strict=False))
+
+
+def plan_micros(examples: Sequence[Example], *, batch_size: int, micro_batch_size: int, epochs: int, seed: int,
+                pass_mark: float | None = None) -> list[Micro]:
+    """All forward passes of a run in order. With `pass_mark`, pairs are planned and never split.
+
+    Pairs belong to the optimizer step, not to the micro-batch: the loss is the same however rows are accumulated.
+    """
+    lengths = [len(example.ids) for example in examples]
+    found, step = [], 0
+    for epoch in range(epochs):
+        for rows in epoch_order(lengths, batch_size, seed, epoch):
+            step += 1
+            pairs = ranking_pairs(rows, examples, pass_mark) if pass_mark is not None else []
+            paired = {row for pair in pairs for row in pair}
+            units = [list(pair) for pair in pairs] + [[row] for row in rows if row not in paired]
+            for unit_rows in _pack(units, micro_batch_size):
+                own = tuple((unit_rows.index(a), unit_rows.index(b)) for a, b in pairs if a in unit_rows)
+                found.append(Micro(step, epoch, tuple(unit_rows), own))
+    return found
+
+
+def _pack(units: list[list[int]], size: int) -> Iterator[list[int]]:
+    rows: list[int] = []
+    for unit in units:
+        if rows and len(rows) + len(unit) > size:
+            yield rows
+            rows = []
+        rows = rows + unit
+    if rows:
+        yield rows
+
+
+def collate(examples: Sequence[Example], store: FeatureStore, pad_id: int,
+            pairs: Sequence[tuple[int, int]] = (), sounds: Sequence[str] | None = None) -> Batch:
+    """Pad on the right, and group sound by length. `sounds` puts other recordings of equal length in their place."""
+    longest = max(len(example.ids) for example in examples)
+    input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(examples), longest), dtype=torch.long)
+    groups: dict[int, list[int]] = {}
+    for i, example in enumerate(examples):
+        input_ids[i, : len(example.ids)] = torch.tensor(example.ids)
+        mask[i, : len(example.ids)] = 1
+        groups.setdefault(example.sound_length, []).append(i)
+    media = sounds or [example.media for example in examples]
+    sound = [SoundGroup(torch.tensor(rows), torch.stack([store.load(media[i]) for i in rows]), store.encoded)
+             for _, rows in sorted(groups.items())]
+    return Batch([e.id for e in examples], input_ids, mask, torch.tensor([len(e.ids) - 1 for e in examples]),
+                 torch.tensor([e.sound_at for e in examples]), sound,
+                 torch.tensor([e.target for e in examples]), torch.tensor([e.level for e in examples]), list(pairs))
+
+
+class _MicroDataset(torch.utils.data.Dataset[Batch]):
+    def __init__(self, micros: Sequence[Micro], examples: Sequence[Example], store: FeatureStore, pad_id: int) -> None:
+        self.micros, self.examples, self.store, self.pad_id = micros, examples, store, pad_id
+
+    def __len__(self) -> int:
+        return len(self.micros)
+
+    def __getitem__(self, index: int) -> Batch:
+        micro = self.micros[index]
+        return collate([self.examples[row] for row in micro.rows], self.store, self.pad_id, micro.pairs)
+
+
+def batches(micros: Sequence[Micro], examples: Sequence[Example], store: FeatureStore, pad_id: int,
+            workers: int = 0) -> Iterator[Batch]:
+    """The batches of `micros` in order; the same with any number of worker processes."""
+    dataset = _MicroDataset(micros, examples, store, pad_id)
+    loader: Any = torch.utils.data.DataLoader(dataset, batch_size=None, shuffle=False, num_workers=workers)
+    yield from loader

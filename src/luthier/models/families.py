@@ -1,0 +1,105 @@
+"""Facts of a model family: where its decoder, sound encoder and projector are, and how sound goes in.
+
+Shapes: B rows, L tokens, D model width, T mel frames, F mel bins, S sound tokens.
+
+Phi-4-multimodal, as transformers has it natively, has two properties that shape this file:
+* `Phi4MultimodalModel.forward` puts sound in only when it is given `input_ids`. Anything that passes
+  `inputs_embeds` (PEFT's prompt tuning does) makes the model deaf without an error. We therefore put the sound
+  in ourselves and always pass `inputs_embeds`: one path for live and for cached features.
+* Its encoder adds the padding mask to the attention scores instead of masking with it, so a clip padded in a
+  batch differs from the same clip alone. Every recording is therefore padded with silence to a multiple of
+  `SOUND_QUANTUM` samples, a function of the recording alone, and only recordings of equal length share a call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from luthier.errors import RequestError
+
+SAMPLE_RATE = 16_000
+SOUND_QUANTUM = 10_240
+"""Samples (0.64 s): recordings are padded with silence to a multiple of it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Names of modules are relative to the bare model (without PEFT)."""
+
+    name: str
+    revision: str
+    """The hub revision with the native layout."""
+    builtin_adapter: str
+    """The folder of the hub repository that holds the family's own speech adapter."""
+    decoder_pattern: str
+    """Anchored at the decoder's layers: lists of names leak into the sound encoder."""
+    encoder: str
+    projector: tuple[str, ...]
+    frozen: tuple[str, ...]
+    """Parts that sound and text never pass through; they are never tuned."""
+
+    def audio_token_id(self, model: Any) -> int:
+        """The id whose positions are filled with sound."""
+        return int(model.config.audio_config.audio_token_id)
+
+    def mel(self, extractor: Any, waveform: NDArray[np.float32]) -> torch.Tensor:
+        """(samples,) at 16 kHz -> (T, F) log-mel, from the family's own extractor on this recording alone."""
+        padded = np.zeros(-(-len(waveform) // SOUND_QUANTUM) * SOUND_QUANTUM, dtype=np.float32)
+        padded[: len(waveform)] = waveform
+        found = extractor([padded], sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        features: torch.Tensor = found["audio_input_features"][0]
+        return features.to(torch.float32)
+
+    def sound_tokens(self, model: Any, frames: int) -> int:
+        """How many positions a recording of `frames` mel frames takes in the prompt."""
+        config = model.config.audio_config
+        return -(-frames // (config.time_reduction * config.downsample_rate))
+
+    def encode_sound(self, model: Any, mel_BTF: torch.Tensor) -> torch.Tensor:
+        """Recordings of one length -> (B, S, D), through encoder and projector."""
+        audio = model.model.embed_tokens_extend.audio_embed
+        weight = audio.down_proj_for_speech.weight
+        hidden = audio.encoder(mel_BTF.to(device=weight.device, dtype=weight.dtype), None)
+        hidden = torch.nn.functional.gelu(audio.up_proj_for_speech(hidden))
+        projected: torch.Tensor = audio.down_proj_for_speech(hidden)
+        return projected
+
+
+PHI4_MULTIMODAL = Family(
+    name="phi4_multimodal",
+    revision="refs/pr/70",
+    builtin_adapter="speech-lora",
+    decoder_pattern=r"model\.layers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))",
+    encoder="model.embed_tokens_extend.audio_embed.encoder",
+    projector=("model.embed_tokens_extend.audio_embed.up_proj_for_speech",
+               "model.embed_tokens_extend.audio_embed.down_proj_for_speech"),
+    frozen=("model.embed_tokens_extend.image_embed",
+            "model.embed_tokens_extend.audio_embed.up_proj_for_vision_speech",
+            "model.embed_tokens_extend.audio_embed.down_proj_for_vision_speech"),
+)
+FAMILIES = {PHI4_MULTIMODAL.name: PHI4_MULTIMODAL}
+
+
+def family_of(model: Any) -> Family:
+    """The family of a loaded model. Raises RequestError for one that verdicts do not support."""
+    name = model.config.model_type
+    if name not in FAMILIES:
+        raise RequestError(f"model.base: architecture {name!r} cannot judge recordings",
+                           f"choose one of: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def parameters_digest(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
+    """sha256 over names, types and bytes of the parameters whose names begin with one of `prefixes`."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith(prefixes):
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

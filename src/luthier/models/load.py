@@ -1,0 +1,112 @@
+"""A base model with its tokenizer and feature extractor: from the hub, a folder, or a toy twin.
+
+No remote code is ever run. The hub's `microsoft/Phi-4-multimodal-instruct` has two layouts: `main` is made for
+remote code (model type phi4mm), `refs/pr/70` is the native one. We load the native one. Its speech ability sits in a
+LoRA folder of its own (speech-lora): `model.builtin_adapter` names it, and it is merged into the base before
+our adapter goes on top, so that one adapter is trained, saved and loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from luthier.errors import RequestError, SourceError
+from luthier.models.families import FAMILIES, PHI4_MULTIMODAL, Family, family_of
+from luthier.recipe import ModelConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Base:
+    """What `load_base` gives: the bare model (no PEFT), and what turns text and sound into its inputs."""
+
+    model: Any
+    tokenizer: Any
+    extractor: Any
+    family: Family
+
+
+def load_base(config: ModelConfig, seed: int = 0) -> Base:
+    """Load a base by name. Raises SourceError when it cannot be reached, RequestError when it cannot be used."""
+    if config.base.startswith("toy:"):
+        from luthier.models.toys import build_toy
+
+        model, tokenizer, extractor = build_toy(config.base)
+        return Base(model.to(DTYPES[config.dtype]), tokenizer, extractor, family_of(model))
+    local = Path(config.base).is_dir()
+    revision = None if local else config.revision or PHI4_MULTIMODAL.revision
+    model, tokenizer, extractor = _load_native(config, revision)
+    base = Base(model, tokenizer, extractor, family_of(model))
+    if config.builtin_adapter:
+        merge_builtin(base, _adapter_folder(config, revision))
+    return base
+
+
+def _load_native(config: ModelConfig, revision: str | None) -> tuple[Any, Any, Any]:
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer
+
+    where = {"revision": revision, "trust_remote_code": False}
+    try:
+        found = AutoConfig.from_pretrained(config.base, **where)
+        if found.model_type not in FAMILIES:
+            raise RequestError(f"model.base: {config.base} has architecture {found.model_type!r}",
+                               f"choose one of: {', '.join(FAMILIES)}; for Phi-4-multimodal set model.revision to "
+                               f"{PHI4_MULTIMODAL.revision}, the layout without remote code")
+        return (AutoModelForCausalLM.from_pretrained(config.base, dtype=DTYPES[config.dtype], **where),
+                AutoTokenizer.from_pretrained(config.base, **where),
+                AutoFeatureExtractor.from_pretrained(config.base, **where))
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise SourceError(f"model.base: {config.base} cannot be loaded: {first}",
+                          "check the name and the network, or give a local folder: --set model.base=FOLDER "
+                          "(--set model.base=toy:phi4-multimodal to try the recipe without weights)") from error
+
+
+def _adapter_folder(config: ModelConfig, revision: str | None) -> Path:
+    folder = Path(config.base) / config.builtin_adapter
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        root = snapshot_download(config.base, revision=revision, allow_patterns=[f"{config.builtin_adapter}/*"])
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise SourceError(f"model.builtin_adapter: {config.builtin_adapter} of {config.base} cannot be reached",
+                          "check the network, or set model.builtin_adapter to an empty text") from error
+    return Path(root) / config.builtin_adapter
+
+
+def merge_builtin(base: Base, folder: Path) -> None:
+    """Merge the family's own speech LoRA into the base.
+
+    Some conversions of this folder lack the `base_model.model.` prefix on their keys; PEFT then leaves every
+    lora_B at zero and only warns. Keys are therefore mended, and an adapter that changes nothing is refused.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise SourceError(f"model.builtin_adapter: {weights} is missing", "name the folder of the speech adapter")
+    settings = LoraConfig.from_pretrained(str(folder))
+    settings.inference_mode = True
+    prefix = "base_model.model."
+    state = {key if key.startswith(prefix) else prefix + key: value for key, value in load_file(weights).items()}
+    wrapped = get_peft_model(base.model, settings, adapter_name="builtin")
+    result = set_peft_model_state_dict(wrapped, state, adapter_name="builtin")
+    unexpected = list(getattr(result, "unexpected_keys", []))
+    missing = [key for key in getattr(result, "missing_keys", []) if ".builtin." in key]
+    if unexpected or missing:
+        raise RequestError(f"model.builtin_adapter: {folder} does not fit the base ({len(missing)} weights missing, "
+                           f"{len(unexpected)} unknown, such as {(missing + unexpected)[0]})",
+                           "check that base and adapter are of one revision")
+    if not any(bool(value.any()) for key, value in state.items() if "lora_B" in key):
+        raise RequestError(f"model.builtin_adapter: every lora_B of {folder} is zero: it would change nothing",
+                           "take another revision of the base")
+    base.model = wrapped.merge_and_unload()

@@ -1,0 +1,1 @@
+"""What a person opens: reports made from records on disk. No torch at import."""

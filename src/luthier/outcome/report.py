@@ -1,0 +1,227 @@
+"""The report of a run: one HTML file that opens offline, made from the run folder's records.
+
+A stage or file that is missing reads "not run" and one that cannot be read is named at the end; neither
+raises. Recordings are embedded within fixed limits, so that the page stays one that can be sent by mail.
+This module refuses to know how the records were made: no model, no data reader, no metric is computed here
+beyond what a chart counts.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChainableUndefined, Environment
+from markupsafe import Markup
+
+from luthier import files
+from luthier.errors import SourceError
+from luthier.outcome import charts, clips, figures
+
+PAGE_BYTES, WORST = 3 * 1024 * 1024, 8
+METRICS = (("accuracy", "Accuracy", "share right at one half; higher is better"),
+           ("auroc", "AUROC", "a random pass ranks above a random fail; higher is better"),
+           ("log_loss", "Log loss", "nats; lower is better"),
+           ("calibrated.log_loss", "Log loss, calibrated", "nats; lower is better"),
+           ("brier", "Brier", "mean squared error of the probability; lower is better"),
+           ("ece", "ECE", "mean gap of predicted and observed rate; lower is better"),
+           ("borderline.accuracy", "Borderline accuracy", "as accuracy, near the cut only"),
+           ("borderline.auroc", "Borderline AUROC", "as AUROC, near the cut only"),
+           ("closer", "3.5: closer side", "share of 3.5s put on the side that held-back raters took"))
+BORDERLINE = (3.5, 4.0)
+Json = dict[str, Any]
+
+
+def write_report(run: Path) -> Path:
+    """Write `run/report.html` durably and return its path.
+
+    Raises SourceError when `run` is no folder and DiskError when the file cannot be written.
+    """
+    if not run.is_dir():
+        raise SourceError(f"{run} is not a run folder", "name the folder that `luthier run` printed")
+    template = importlib.resources.files("luthier").joinpath("outcome/report.html.j2").read_text("utf-8")
+    # Absent records come through as undefined values, and the filters print those as a dash.
+    environment = Environment(autoescape=True, undefined=ChainableUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=figures.number, score=figures.score, count=figures.count,
+                               duration=figures.duration)
+    page = environment.from_string(template).render(_context(_Records(run)))
+    files.write_text(run / "report.html", page)
+    return run / "report.html"
+
+
+class _Records:
+    """Reads the files of one run. What is missing is empty; what is broken is noted by name in `notes`."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.notes: list[str] = []
+
+    def text(self, name: str) -> str:
+        path = self.run / name
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def document(self, name: str) -> Json:
+        found = self._read(name, files.read_json) or {}
+        if not isinstance(found, dict):
+            self.notes.append(f"{name} cannot be read: it is a {type(found).__name__}, not an object")
+            return {}
+        return found
+
+    def lines(self, name: str) -> list[Json]:
+        return [row for row in self._read(name, files.read_jsonl) or [] if isinstance(row, dict)]
+
+    def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
+        try:
+            return reader(self.run / name) if (self.run / name).is_file() else None
+        except ValueError as error:
+            self.notes.append(f"{name} cannot be read: {error}")
+            return None
+
+    def messages(self, ids: set[str]) -> dict[str, list[Json]]:
+        """Row id -> its messages, for the rows asked for; columns and rows are filtered while reading."""
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        found: dict[str, list[Json]] = {}
+        for path in sorted((self.run / "data").glob("rows-*.parquet")) if ids else []:
+            try:
+                table = parquet.read_table(path, columns=["id", "messages"], filters=[("id", "in", ids)])
+                found |= {row["id"]: json.loads(row["messages"]) for row in table.to_pylist()}
+            except (pa.ArrowException, OSError, ValueError) as error:
+                self.notes.append(f"data/{path.name} cannot be read: {str(error).splitlines()[0]}")
+        return found
+
+
+def _context(records: _Records) -> Json:
+    manifest = records.document("run.json")
+    folder = records.run / "stages"
+    there = sorted(item.name for item in folder.iterdir() if item.is_dir()) if folder.is_dir() else []
+    names = [str(name) for name in manifest.get("stages") or there]
+    names += [name for name in there if name not in names]
+    stages = [_stage(records, name) for name in names]
+    budget = PAGE_BYTES // max(1, len(stages))
+    for stage in stages:
+        stage["worst"] = _worst(records, stage["predictions"], budget)
+    return {"run": manifest, "folder": records.run.resolve().name, "stages": stages, "metrics": METRICS,
+            "rows": _score_rows(stages), "headline": _headline(stages), "ledger": _ledger(records),
+            "recipe": records.text("recipe.yaml"), "notes": records.notes, "worst_count": WORST,
+            "clip_kb": clips.CLIP_BYTES // 1024}
+
+
+def _stage(records: _Records, name: str) -> Json:
+    """Everything the page shows of one stage; `ran` is false when the stage left no record."""
+    base = f"stages/{name}"
+    predictions = [row for row in records.lines(f"{base}/predictions.jsonl")
+                   if figures.finite(row.get("p_pass")) and figures.finite(row.get("pass"))]
+    stage: Json = {"name": name, "about": records.document(f"{base}/stage.json"), "predictions": predictions,
+                   "scores": records.document(f"{base}/scores.json"), "others": {}}
+    for path in sorted((records.run / base).glob("scores-*.json")):
+        stage["others"][path.stem.removeprefix("scores-")] = records.document(f"{base}/{path.name}")
+    metrics = records.lines(f"{base}/metrics.jsonl")
+    by_grade: dict[float, list[float]] = defaultdict(list)
+    for row in predictions:
+        if figures.finite(row.get("grade")):
+            by_grade[float(row["grade"])].append(float(row["p_pass"]))
+    series = []
+    for key, label in (("p_pass", "raw"), ("p_pass_calibrated", "calibrated")):
+        pairs = [(float(row[key]), bool(row["pass"])) for row in predictions if figures.finite(row.get(key))]
+        series.append((label, figures.equal_mass_bins([p for p, _ in pairs], [y for _, y in pairs])))
+    near = {grade: values for grade, values in by_grade.items() if grade in BORDERLINE}
+    stage["charts"] = [(heading, Markup(svg), note) for heading, svg, note in (  # charts escape their text
+        ("Loss", charts.loss_chart(f"Loss of stage {name} by step", _series(metrics, "loss"),
+                                   _series(metrics, "validation_log_loss")),
+         "The training loss is against the soft target, whose own entropy is its floor."),
+        ("Reliability", charts.reliability_chart(f"Reliability of stage {name}", series),
+         "Bins of equal counts with 95% Wilson intervals; on the dotted line, predictions come true."),
+        ("Probability by grade", charts.grade_chart(f"Probability by grade, stage {name}", dict(by_grade)),
+         "Each point is one test answer; bars are means."),
+        ("At the borderline", charts.borderline_chart(f"Grades 3.5 and 4 of stage {name}", near),
+         "The grades either side of the cut; the dotted line is one half."))]
+    stage["ran"] = bool(stage["about"] or stage["scores"] or metrics or predictions)
+    return stage
+
+
+def _series(metrics: list[Json], key: str) -> list[charts.Point]:
+    return [(float(row["step"]), float(row[key])) for row in metrics
+            if figures.finite(row.get("step")) and figures.finite(row.get(key))]
+
+
+def _score_rows(stages: list[Json]) -> list[Json]:
+    """The rows of the score table: each stage, its other test sources, and the Bayes limit where known."""
+    rows = []
+    for stage in stages:
+        rows.append({"name": f"Stage {stage['name']}", "scores": stage["scores"], "kind": "stage"})
+        for label, scores in [("", stage["scores"]), *stage["others"].items()]:
+            if label:
+                rows.append({"name": f"Stage {stage['name']} on {label}", "scores": scores, "kind": "other"})
+            reference = scores.get("reference") or {}
+            limits = {key.removeprefix("bayes."): value for key, value in reference.items() if key != "ratio"}
+            if limits:
+                name = f"Bayes limit, {label or stage['name']}"
+                rows.append({"name": name, "scores": limits, "kind": "bayes"})
+            if isinstance(reference.get("ratio"), dict):
+                ratio = {key.removeprefix("bayes."): value for key, value in reference["ratio"].items()}
+                rows.append({"name": "ratio to Bayes", "scores": ratio, "kind": "bayes"})
+    return rows
+
+
+def _headline(stages: list[Json]) -> str:
+    """One or two sentences on the last scored stage, and on how it stands to the first."""
+    scored = [(stage["name"], stage["scores"]) for stage in stages
+              if figures.score(stage["scores"].get("auroc"))]
+    if not scored:
+        return "No stage of this run has been scored yet."
+    name, scores = scored[-1]
+    auroc, accuracy = figures.score(scores["auroc"]), figures.score(scores.get("accuracy"))
+    line = f"Stage {name} ranks a pass above a fail with AUROC {auroc['value']:.3f}{figures.interval(auroc)}"
+    line += f" and decides {accuracy['value']:.1%} of the answers rightly." if accuracy else "."
+    limit = figures.score((scores.get("reference") or {}).get("bayes.auroc"))
+    if limit:
+        line += f" The best any judge could reach on these recordings (Bayes) is {limit['value']:.3f}."
+    if len(scored) > 1:
+        first, before = scored[0][0], figures.score(scored[0][1]["auroc"])
+        gap = auroc["value"] - before["value"]
+        line += f" Stage {first} has {before['value']:.3f}{figures.interval(before)} on its own test set"
+        if auroc["low"] is not None and before["low"] is not None:
+            apart = auroc["low"] > before["high"] or before["low"] > auroc["high"]
+            line += "; the intervals do not overlap" if apart else "; the intervals overlap"
+        line += f" (difference {gap:+.3f})."
+    return line
+
+
+def _ledger(records: _Records) -> Json:
+    """Counts per source with whether they add up, and the single drops behind them."""
+    lines = records.lines("data/ledger.jsonl")
+    sources = []
+    for line in (line for line in lines if "in" in line):
+        dropped = Counter(line.get("dropped") or {})
+        accounted = int(line.get("kept") or 0) + int(line.get("merged") or 0) + dropped.total()
+        sources.append({**line, "rows": line["in"], "dropped": dropped, "total": dropped.total(),
+                        "gap": int(line["in"] or 0) - accounted})
+    return {"sources": sources, "drops": [line for line in lines if "reason" in line],
+            "reasons": sorted({reason for source in sources for reason in source["dropped"]})}
+
+
+def _worst(records: _Records, predictions: list[Json], budget: int) -> list[Json]:
+    """The predictions farthest from the truth, with question and recordings (`budget` bytes for all)."""
+    ordered = sorted(predictions, key=lambda row: (-abs(row["p_pass"] - row["pass"]), str(row.get("id"))))
+    ordered = ordered[:WORST]
+    messages = records.messages({str(row["id"]) for row in ordered if "id" in row})
+    shown = []
+    for row in ordered:
+        parts = [part for message in messages.get(str(row.get("id")), []) if message.get("role") == "user"
+                 for part in message.get("content", [])]
+        item: Json = {"row": row, "found": str(row.get("id")) in messages, "clips": [],
+                "question": "\n".join(part.get("text") or "" for part in parts if part.get("type") == "text")}
+        for part in parts:
+            if part.get("type") == "audio":
+                clip = clips.embed(records.run, str(part.get("media")), min(clips.CLIP_BYTES, budget))
+                budget -= clip.size
+                item["clips"].append(clip)
+        shown.append(item)
+    return shown

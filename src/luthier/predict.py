@@ -1,0 +1,71 @@
+"""`luthier predict`: recordings in, verdicts out, with the adapter, tokens and calibration of a finished stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.assess.calibration import calibrate
+from luthier.data.media import MediaError, load_audio
+from luthier.errors import RequestError
+from luthier.evaluate.verdicts import Judge
+from luthier.files import sha256_bytes
+from luthier.models import package
+from luthier.models.encode import Example, PromptEncoder
+from luthier.models.features import FeatureStore
+from luthier.recipefile import read_tree, resolve, stage_recipes
+from luthier.rundir import RunDir
+from luthier.runtime.checkpoints import load_model
+from luthier.runtime.devices import Devices
+from luthier.stages import build_model
+
+
+def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> Iterator[dict[str, Any]]:
+    """One mapping per input, in order; an input that cannot be judged gets `error` in place of a verdict."""
+    recipe = resolve(read_tree(run.recipe), [])
+    stages = stage_recipes(recipe)
+    finished = [name for name in stages if run.stage(name).finished]
+    name = stage or (finished[-1] if finished else "")
+    if name not in finished:
+        raise RequestError(f"{run.path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
+                           "let the run finish, or name another --stage")
+    chosen = stages[name]
+    base, model, about, _ = build_model(chosen, chosen.seed)
+    folder = run.stage(name).adapter
+    stored = package.Package.read(folder)
+    package.check(stored, about.base_sha256, about.learned_tokens, folder)
+    load_model(model, folder)
+    devices = Devices(chosen.model.dtype)
+    devices.place(model)
+    waves: dict[str, Any] = {}
+    store = FeatureStore(run.features, base.family, base.extractor, waves.__getitem__, base.model)
+    audio = base.family.audio_token_id(base.model)
+    encoder = PromptEncoder(base.tokenizer, audio, chosen.task.instruction, chosen.model.learned_tokens, chosen.model.max_tokens)
+    judge = Judge(model, store, devices, base.tokenizer.pad_token_id)
+    for path in inputs:
+        try:
+            reference = _read(path, chosen.data.limits, waves)
+        except (MediaError, OSError) as error:
+            yield {"input": str(path), "error": str(error)}
+            continue
+        length = store.prepare([reference])[reference]
+        encoded = encoder.prompt_ids(question, length)
+        if isinstance(encoded, str):
+            yield {"input": str(path), "error": encoded}
+            continue
+        example = Example(str(path), "", "", encoded[0], reference, encoded[1], length, 0.0, 0.0, 0)
+        judged = judge([example])
+        p = float(judged.p_pass[0])
+        calibrated = float(calibrate([p], stored.calibration["temperature"])[0])
+        verdict = {"input": str(path), "pass": p > 0.5, "p_pass": p, "p_pass_calibrated": calibrated,
+                   "event": stored.event, "stage": name}
+        extra = {"p_panel": judged.p_panel, "p_rater": judged.p_rater, "grade_mean": judged.grade_mean}
+        yield verdict | {key: float(value[0]) for key, value in extra.items() if value is not None}
+
+
+def _read(path: Path, limits: Any, waves: dict[str, Any]) -> str:
+    data = path.read_bytes()
+    reference = f"sha256:{sha256_bytes(data)}"
+    waves[reference] = load_audio(data, limits)
+    return reference

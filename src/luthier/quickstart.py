@@ -1,0 +1,48 @@
+"""`luthier quickstart`: answers made on the spot, a toy model, two stages, a report. No hub, no download."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from luthier.errors import ExistsError
+from luthier.files import read_json, write_text
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The recipes that come with the package, name -> text."""
+    folder = resources.files("luthier") / "recipes"
+    return {item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+            for item in sorted(folder.iterdir(), key=lambda item: item.name) if item.name.endswith(".yaml")}
+
+
+def lay_out(out: Path) -> Path:
+    """Write the quickstart's recipe and its synthetic tables into a new folder. Returns the recipe's path."""
+    from luthier.data.simulate import write_forms
+
+    if out.exists() and any(out.iterdir()):
+        raise ExistsError(f"{out}: exists already, and nothing that exists is overwritten", "give another --out")
+    write_forms(out / "data")
+    text = shipped_recipes()["quickstart"].replace("path: data/", f"path: {out / 'data'}/")
+    write_text(out / "quickstart.yaml", text)
+    return out / "quickstart.yaml"
+
+
+def headline(run: Path) -> list[list[str]]:
+    """Rows of the table printed last: stage, accuracy, AUROC, Bayes AUROC, share of it."""
+    rows = []
+    for scores_file in sorted(run.glob("stages/*/scores.json")):
+        scores = read_json(scores_file)
+        reference = scores.get("reference", {})
+        rows.append([scores_file.parent.name, *(shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")),
+                     shown(reference.get("bayes.auroc")), shown(reference.get("ratio.auroc"))])
+    return rows
+
+
+def shown(score: dict[str, object] | None) -> str:
+    """A score as `0.912 [0.880, 0.940]`, or a dash."""
+    if not score:
+        return "–"
+    interval = score.get("ci")
+    inside = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if isinstance(interval, list) else ""
+    return f"{score['value']:.3f}{inside}"

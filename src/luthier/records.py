@@ -1,0 +1,95 @@
+"""What lands on disk: the records that reports, comparisons and other programs read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class StepRecord:
+    """One line of metrics.jsonl. `loss` is the weighted mean since the last line, `seconds` since the start."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+    validation_log_loss: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass
+class Prediction:
+    """One line of predictions.jsonl: what was recorded, and what the model says of it.
+
+    `passed` (key `pass`): the recorded grade reaches the pass mark. `answer`: the model's, 1 when
+    `p_pass` > 0.5. `p_pass`: probability of `event`, as the model gives it; `p_pass_calibrated` after the
+    temperature fitted on validation. The last three are there with the ordinal read-out.
+    """
+
+    id: str
+    source: str
+    group: str
+    grade: float
+    passed: bool
+    answer: int
+    p_pass: float
+    p_pass_calibrated: float
+    event: str
+    held_back: list[float] = field(default_factory=list)
+    p_panel: float | None = None
+    p_rater: float | None = None
+    grade_mean: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        found = {("pass" if key == "passed" else key): value for key, value in asdict(self).items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass
+class StageRecord:
+    """stage.json of a finished stage. Written last: where it is, the stage is whole."""
+
+    name: str
+    start_from: str
+    learned_tokens: str
+    steps: int
+    epochs: float
+    seconds: float
+    trainable_parameters: int
+    total_parameters: int
+    target: dict[str, str]
+    target_table: list[list[float]]
+    checks: dict[str, Any]
+    calibration: dict[str, Any]
+    answers_per_second: dict[str, float]
+    adapter_sha256: str
+    learning: dict[str, Any]
+    dropped_at_encoding: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class RunManifest:
+    """run.json: what a run is made of."""
+
+    name: str
+    status: str
+    created: str
+    seed: int
+    stages: list[str]
+    command: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    hashes: dict[str, str]
+    finished: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

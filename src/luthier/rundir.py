@@ -1,0 +1,132 @@
+"""The only module that knows a run's folder layout: where things are, what is finished, who holds the lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import ExistsError, RequestError
+from luthier.files import read_json, read_jsonl, remove_leftovers, write_json, write_text
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """The folder of one stage."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.json"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "stage.json"
+
+    @property
+    def finished(self) -> bool:
+        """stage.json is written last."""
+        return self.record.is_file()
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunDir:
+        """A new folder; one that exists and holds anything is an error."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ExistsError(f"{path}: exists already, and nothing that exists is overwritten",
+                              "give another --out, or --resume to go on with it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"{path}: cannot be made: {error.strerror}", "give another --out") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """A folder that a run made before."""
+        if not (path / "run.json").is_file():
+            raise RequestError(f"{path}: not a run (no run.json in it)", "give the folder that --out named")
+        return cls(path)
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def features(self) -> Path:
+        """Cached sound features; they can be made again and are not part of the record."""
+        return self.path / "features"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def stage(self, name: str) -> StageDir:
+        return StageDir(self.path / "stages" / name)
+
+    def read_manifest(self) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self.manifest)
+        return found
+
+    def update_manifest(self, **changes: Any) -> None:
+        """Change some keys of run.json."""
+        write_json(self.manifest, {**self.read_manifest(), **changes})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run; a second process that wants it is refused. The lock dies with its process."""
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RequestError(f"{self.path}: another process is working on this run",
+                                   "wait for it, or stop it") from error
+            stream.write(str(os.getpid()))
+            stream.flush()
+            for folder in [self.path, *self.path.glob("stages/*"), *self.path.glob("stages/*/checkpoints")]:
+                remove_leftovers(folder)
+            yield
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines after `step`, so that a resumed curve repeats and loses nothing."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = read_jsonl(path)
+        kept = [line for line, row in zip(lines, rows, strict=False) if row["step"] <= step]
+        write_text(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,1 @@
+"""The machine under the loop: devices, checkpoints, interrupts."""

@@ -1,0 +1,1 @@
+"""The arithmetic of a run, the loop, and stage after stage."""

@@ -1,0 +1,206 @@
+"""The public API: one function a verb. Each returns its figures as a mapping and prints for people on stderr."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.console import say, table
+from luthier.errors import ExistsError, RecipeError, RequestError
+from luthier.files import MANIFEST, read_json, write_json, write_text
+from luthier.quickstart import headline, lay_out, shipped_recipes
+from luthier.recipe import Recipe, Scale
+from luthier.recipefile import digest, load_recipe, stage_recipes, to_yaml
+from luthier.records import RunManifest
+from luthier.rundir import RunDir
+
+KINDS = ("speaking", "expert", "describer", "assistant", "voice")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "pyarrow", "soundfile", "av", "soxr",
+              "safetensors", "huggingface-hub")
+
+
+def new(kind: str, folder: Path) -> dict[str, Any]:
+    """Write a commented recipe of a kind."""
+    recipes = shipped_recipes()
+    if kind not in recipes:
+        raise RequestError(f"no recipe of the kind {kind!r} yet", f"kinds that run today: {', '.join(recipes)}")
+    path = folder / f"{kind}.yaml"
+    if path.exists():
+        raise ExistsError(f"{path}: exists already", "name another folder")
+    write_text(path, recipes[kind])
+    say(f"wrote {path}; next: luthier check {path}")
+    return {"recipe": str(path)}
+
+
+def check(recipe: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that can be known before training. Raises RecipeError with what must be mended."""
+    from luthier.check import check as run_check
+
+    found = run_check(load_recipe(recipe, overrides))
+    for section in found.sections:
+        say(section + "\n")
+    if found.problems:
+        raise RecipeError(str(recipe), found.problems)
+    say("nothing to mend")
+    return found.figures
+
+
+def run(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (), resume: bool = False) -> dict[str, Any]:
+    """Data, stages, evaluation and report, as the recipe says. Returns the headline scores."""
+    return _run(load_recipe(recipe, overrides), recipe, out, overrides, resume)
+
+
+def _run(loaded: Recipe, source: Path, out: Path | None, overrides: Sequence[str], resume: bool) -> dict[str, Any]:
+    folder = out or Path("runs") / (loaded.name or source.stem)
+    line = _command(source, folder, overrides)
+    rundir = _open(loaded, folder, line, resume)
+    with rundir.lock():
+        rundir.update_manifest(status="running")
+        try:
+            _work(rundir, loaded, resume, f"{line} --resume")
+        except BaseException as error:
+            rundir.update_manifest(status="failed" if isinstance(error, Exception) else "interrupted")
+            raise
+        rundir.update_manifest(status="finished", finished=_now())
+        report(rundir.path)
+    say(table(["stage", "accuracy", "AUROC", "Brier", "Bayes AUROC", "share"], headline(rundir.path)))
+    say(f"report: {rundir.report}")
+    return {"run": str(rundir.path), "report": str(rundir.report),
+            "stages": {name: read_json(rundir.stage(name).scores) for name in stage_recipes(loaded)}}
+
+
+def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
+    """A new run folder with its recipe and manifest, or the one to go on with (of the same recipe)."""
+    if resume and (folder / "run.json").is_file():
+        rundir = RunDir.open(folder)
+        if rundir.read_manifest()["hashes"]["recipe"] != digest(loaded):
+            raise RequestError(f"{folder}: was begun with another recipe or other --set values",
+                               f"give the same ones (they are in {rundir.recipe}), or another --out")
+        return rundir
+    rundir = RunDir.create(folder)
+    write_text(rundir.recipe, to_yaml(loaded))
+    write_json(rundir.manifest, RunManifest(
+        name=loaded.name, status="new", created=_now(), seed=loaded.seed, stages=list(stage_recipes(loaded)), command=line,
+        versions=versions(), machine={}, hashes={"recipe": digest(loaded)}).to_json())
+    return rundir
+
+
+def _work(rundir: RunDir, loaded: Recipe, resume: bool, resume_line: str) -> None:
+    from luthier.check import used_sources
+    from luthier.data.table import build_table, read_table
+    from luthier.runtime.devices import describe
+    from luthier.stages import run_stage
+
+    stages = stage_recipes(loaded)
+    first = next(iter(stages.values()))
+    for recipe in stages.values():
+        if recipe.publish.push:
+            raise RequestError("publish.push: publishing does not run yet", "set publish.push to false; the adapter "
+                               "folder of each stage can be uploaded by hand")
+    sources = used_sources(stages)
+    if (rundir.data / MANIFEST).is_file():
+        rows = read_table(rundir.data)
+    else:
+        rows = build_table([(loaded.data.sources[name], split) for name, split in sources.items()], first.data.columns,
+                           first.task.scale, first.data.limits, rundir.data)
+    rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": rows.digest})
+    for name, recipe in stages.items():
+        run_stage(rundir, name, recipe, rows, resume=resume, resume_line=resume_line)
+        base = read_json(rundir.stage(name).adapter / "verdict.json")["base_sha256"]
+        rundir.update_manifest(hashes={**rundir.read_manifest()["hashes"], "base": base})
+
+
+def report(folder: Path) -> Path:
+    """Write report.html of a run from its records."""
+    from luthier.outcome.report import write_report
+
+    return write_report(folder)
+
+
+def quickstart(out: Path) -> dict[str, Any]:
+    """Synthetic answers, a toy model, two stages, a report."""
+    recipe = lay_out(out)
+    return run(recipe, out / "run")
+
+
+def rehearse(recipe: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe end to end at toy size, on simulated rows where a source cannot be reached."""
+    from luthier.rehearse import rehearsal
+
+    loaded = load_recipe(recipe, overrides)
+    folder = out or Path(tempfile.mkdtemp(prefix="luthier-rehearsal-"))
+    if folder.exists() and any(folder.iterdir()):
+        raise ExistsError(f"{folder}: exists already, and nothing that exists is overwritten", "give another --out")
+    import yaml
+
+    tree = rehearsal(loaded, folder / "standins")
+    path = folder / "rehearsal.yaml"
+    write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    return run(path, folder / "run")
+
+
+def predict(folder: Path, inputs: Sequence[Path], question: str = "", stage: str = "") -> Iterator[dict[str, Any]]:
+    """Judge recordings with a finished stage (the last one by default). Yields one mapping per input, in order."""
+    from luthier.predict import predict as run_predict
+
+    yield from run_predict(RunDir.open(folder), inputs, question, stage)
+
+
+def score(predictions: Path, labels: Path | None = None, pass_mark: float = 4.0, event: str = "panel") -> dict[str, Any]:
+    """Metrics of verdicts from a file of predictions, of ours or from elsewhere."""
+    from luthier.assess.outside import read_predictions, score_outside
+
+    outside = read_predictions(predictions, labels)
+    scores = score_outside(outside, Scale(pass_mark=pass_mark), event=event)
+    rows = [[name, f"{value['value']:.4f}", "–" if not value.get("ci") else f"{value['ci'][0]:.3f} .. {value['ci'][1]:.3f}",
+             value["n"]] for name, value in scores.items() if isinstance(value, dict) and "value" in value]
+    say(table(["score", "value", "95 % interval", "n"], rows))
+    for line in outside.unreadable[:10]:
+        say(f"unreadable, counted as wrong: {line}")
+    if outside.note:
+        say(outside.note)
+    return scores
+
+
+def doctor() -> dict[str, Any]:
+    """Versions, devices, and what is missing with the line that installs it."""
+    found = versions()
+    missing = [name for name in (*_LIBRARIES, "espeakng-loader") if name not in found and not _version(name)]
+    rows = [[name, version] for name, version in found.items()]
+    rows += [[name, f"missing: pip install {name}"] for name in missing]
+    figures: dict[str, Any] = {"versions": found, "missing": missing}
+    if "torch" in found:
+        from luthier.runtime.devices import describe
+
+        figures["machine"] = describe()
+        rows += [[key, value] for key, value in figures["machine"].items()]
+    say(table(["part", "found"], rows))
+    return figures
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what matters to a run."""
+    found = {name: _version(name) for name in ("luthier", *_LIBRARIES)}
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _command(recipe: Path, out: Path, overrides: Sequence[str]) -> str:
+    sets = [word for override in overrides for word in ("--set", override)]
+    return shlex.join(["luthier", "run", os.fspath(recipe), "--out", os.fspath(out), *sets])
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,126 @@
+"""The toy twins: same weights whatever came before, plain transformers loads them, and they hear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer
+
+from luthier.errors import RequestError
+from luthier.models.toy_tokenizer import SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer, train_tokenizer
+from luthier.models.toys import TOYS, build_toy, write_toy
+
+HEARING = "toy:phi4-multimodal"
+
+
+def _heard_logits(model, tokenizer, extractor, frequency):
+    """Logits at the last position after one second of a tone; the whole real forward, audio path included."""
+    wave = 0.1 * torch.sin(2 * torch.pi * frequency * torch.arange(16000) / 16000)
+    sound = extractor([wave.numpy()], sampling_rate=16000, return_tensors="pt")
+    prompt = "<|user|>" + tokenizer.audio_token * int(sound["audio_embed_sizes"][0]) + "<|end|><|assistant|>"
+    with torch.no_grad():
+        return model(**tokenizer(prompt, return_tensors="pt"), **sound, logits_to_keep=1).logits[0, -1]
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_weights_depend_on_the_seed_alone_and_leave_the_global_state(name):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = build_toy(name)[0].state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(7)
+    second, other = build_toy(name)[0].state_dict(), build_toy(name, seed=1)[0].state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_plain_transformers_loads_the_hearing_twin_equal(tmp_path: Path):
+    write_toy(HEARING, tmp_path)
+    loaded = (AutoModelForCausalLM.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path),
+              AutoFeatureExtractor.from_pretrained(tmp_path))
+    ours = build_toy(HEARING)
+    weights, expected = loaded[0].state_dict(), ours[0].state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    # Equal weights at other memory addresses may be summed in another order: the last bits of logits move.
+    torch.testing.assert_close(_heard_logits(*loaded, 440), _heard_logits(*ours, 440), rtol=1e-5, atol=1e-5)
+    assert loaded[0].config.eos_token_id == ours[0].config.eos_token_id
+    messages = [{"role": "user", "content": "1"}]
+    assert loaded[1].apply_chat_template(messages) == ours[1].apply_chat_template(messages)
+
+
+def test_plain_transformers_loads_the_text_twin_equal(tmp_path: Path):
+    write_toy("toy:llama", tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model, tokenizer, extractor = build_toy("toy:llama")
+    ids = tokenizer("a short text", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+    assert extractor is None
+
+
+def test_another_sound_gives_other_logits():
+    twin = build_toy(HEARING)
+    low, high = _heard_logits(*twin, 220), _heard_logits(*twin, 1760)
+    assert (low - high).abs().max() > 0.01
+    torch.testing.assert_close(low, _heard_logits(*twin, 220), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_configuration_points_at_the_tokenizer_and_leaves_spare_rows(name):
+    model, tokenizer, _ = build_toy(name)
+    config = model.config
+    assert config.vocab_size - len(tokenizer) >= 64
+    assert config.vocab_size % 64 == 0
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert (config.bos_token_id, config.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
+    assert set(tokenizer.convert_ids_to_tokens(config.eos_token_id)) == {"<|endoftext|>", "<|end|>"}
+    if name == HEARING:
+        assert config.audio_config.audio_token_id == tokenizer.convert_tokens_to_ids("<|audio|>")
+        assert config.vision_config.image_token_id == tokenizer.convert_tokens_to_ids("<|image|>")
+
+
+@pytest.mark.parametrize("token", [*SPECIAL_TOKENS, "0", "1"])
+def test_special_tokens_and_verdicts_are_single_tokens(token):
+    tokenizer = load_tokenizer()
+    ids = tokenizer(f"a{token}b")["input_ids"]
+    assert ids.count(tokenizer.convert_tokens_to_ids(token)) == 1
+    assert tokenizer(token)["input_ids"] == [tokenizer.convert_tokens_to_ids(token)]
+
+
+def test_digits_stay_apart():
+    tokenizer = load_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("101")["input_ids"]) == ["1", "0", "1"]
+
+
+TOKENIZER = load_tokenizer()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_any_text_comes_back(text):
+    ids = TOKENIZER(text)["input_ids"]
+    assert TOKENIZER.decode(ids) == text
+    assert all(index < len(TOKENIZER) for index in ids)
+
+
+def test_chat_template_is_that_of_phi4():
+    messages = [{"role": "system", "content": "Judge."},
+                {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Pass?"}]}]
+    assert load_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|system|>Judge.<|end|><|user|><|audio|>Pass?<|end|><|assistant|>")
+
+
+def test_shipped_tokenizer_is_what_training_makes():
+    text = TOKENIZER_FILE.read_text(encoding="utf-8")
+    assert train_tokenizer().to_str() == text
+    assert len(text.encode()) < 60_000
+
+
+def test_unknown_name_names_the_toys():
+    with pytest.raises(RequestError, match="toy:phi4-multimodal"):
+        build_toy("toy:phi5")
