@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import DiskError, ExistsError
+from luthier.errors import DiskError, ExistsError, LuthierError
 
 MANIFEST = "MANIFEST.json"
 _TEMPORARY = ".tmp-"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -51,7 +53,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder itself is the trouble there is nothing to remove
+            temporary.unlink(missing_ok=True)
         raise _disk_error(path, error) from error
 
 
@@ -88,14 +91,14 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines; a last line torn by a crash is left out, any other broken line raises."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(json.loads(line.decode()))
+        except ValueError:  # not JSON, or a character cut in two
             if number < len(lines) - 1:
                 raise
     return rows
@@ -125,6 +128,12 @@ def atomic_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
         _sync_folder(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
+    except Exception as error:
+        # Libraries that write by themselves (safetensors) wrap the system's error in one of their own.
+        code = _OS_ERROR.search(str(error))
+        if code is None or isinstance(error, LuthierError):
+            raise
+        raise _disk_error(path, OSError(int(code[1]), os.strerror(int(code[1])))) from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -136,14 +145,14 @@ def verify_folder(path: Path) -> str | None:
     if not manifest.is_file():
         return f"{MANIFEST} is missing"
     try:
-        files = read_json(manifest)["files"]
-    except (ValueError, KeyError, TypeError):
+        files = {str(name): (about["size"], about["sha256"]) for name, about in read_json(manifest)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         item = path / name
         if not item.is_file():
             return f"{name} is missing"
-        if item.stat().st_size != expected["size"] or sha256_file(item) != expected["sha256"]:
+        if item.stat().st_size != size or sha256_file(item) != digest:
             return f"{name} is not what was written"
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from copy import deepcopy
@@ -23,6 +24,7 @@ from luthier.files import json_text, sha256_bytes
 from luthier.recipe import Recipe, Source
 
 _STAGE_ONLY = ("start_from", "learned_tokens")
+_FOLDER = re.compile(r"\w[\w.-]*")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -33,22 +35,41 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(tree, override, problems)
     recipe = resolve(tree, problems)
+    earlier: list[str] = []
     for name in recipe.stages:
-        before = len(problems)
-        stage = resolve(tree, problems, stage=name)
-        start = stage.start_from
-        earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
-        if start and start not in earlier:
-            problems.append(f"stages.{name}.start_from: {start!r} is not an earlier stage (there: {', '.join(earlier) or 'none'})")
-        if stage.learned_tokens not in ("reuse", "new"):
-            problems.append(f"stages.{name}.learned_tokens: {stage.learned_tokens!r} is not reuse or new")
-        if len(problems) == before:
-            problems += [f"stages.{name}: {line}" for line in stage.problems()]
-    if not recipe.stages and not problems:
-        problems += recipe.problems()
+        problems += _stage_problems(tree, recipe, name, earlier, problems)
+        earlier.append(name)
+    if not problems:
+        problems += [] if recipe.stages else recipe.problems()
+        problems += _unused(recipe, overrides)
     if problems:
         raise RecipeError(str(path), _with_lines(path, list(dict.fromkeys(problems))))
     return recipe
+
+
+def _stage_problems(tree: dict[str, Any], recipe: Recipe, name: str, earlier: list[str], known: list[str]) -> list[str]:
+    """What is wrong with one stage. A mistake outside the stages is every stage's, and is said once, without a stage."""
+    prefix, found = f"stages.{name}.", list[str]()
+    if not _FOLDER.fullmatch(name):
+        found.append(f"stages.{name}: a stage's name becomes a folder (letters, digits, dots, - and _)")
+    stage = resolve(tree, found, stage=name)
+    start = stage.start_from
+    if start and start not in earlier:
+        found.append(f"{prefix}start_from: {start!r} is not an earlier stage (there: {', '.join(earlier) or 'none'})")
+    if stage.learned_tokens not in ("reuse", "new"):
+        found.append(f"{prefix}learned_tokens: {stage.learned_tokens!r} is not reuse or new")
+    if not found:
+        general = set(recipe.problems())
+        found = [line if line in general else prefix + line for line in stage.problems()]
+    return [line for line in found if line.removeprefix(prefix) not in known]
+
+
+def _unused(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
+    """A source that --set names and nothing reads is a slip of the pen: the real one would still come from the hub."""
+    stages = stage_recipes(recipe).values()
+    used = {name for stage in stages for name in (*stage.data.train, *stage.data.test)}
+    named = {override.split(".")[2] for override in overrides if re.match(r"data\.sources\.[^.=]+\.", override)}
+    return [f"data.sources.{name}: no train or test list names it ({_suggest(name, sorted(used))})" for name in sorted(named - used)]
 
 
 def stage_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -67,30 +88,52 @@ def read_tree(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RequestError(f"{path}: no such recipe", "luthier new speaking writes one to start from")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _string_keys(yaml.load(path.read_text(encoding="utf-8"), _Loader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise RequestError(f"{where}: not YAML: {getattr(error, 'problem', error)}", "mend the line") from error
+    except RecursionError as error:
+        raise RequestError(f"{path}: not YAML that can be read: it contains itself", "write the part out") from error
     if not isinstance(tree, dict):
         raise RequestError(f"{path}: a recipe is a mapping of keys", "luthier new speaking writes one to start from")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader (no tag makes an object), which refuses a key that is there twice: the last would win unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _string_keys(value: Any, name: str = "") -> Any:
+    """Stages, sources and variables may have numbers for names; a table of targets has grades, which stay numbers."""
+    if isinstance(value, dict):
+        return {key if name == "table" else str(key): _string_keys(item, str(key)) for key, item in value.items()}
+    return [_string_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def resolve(tree: dict[str, Any], problems: list[str], stage: str = "") -> Recipe:
     """The recipe of a tree, or of one of its stages: overrides merged, then `${vars}` put in."""
     merged = deepcopy(tree)
     if stage:
-        over = (merged.get("stages") or {}).get(stage) or {}
+        over = merged["stages"].get(stage) or {}
         if not isinstance(over, dict):
-            problems.append(f"stages.{stage}: a mapping of keys is expected")
+            problems.append(f"stages.{stage}: a mapping of keys is expected, not {over!r}")
             over = {}
         merged = _merge(merged, over)
         merged["stages"] = {}
-        variables = {str(k): str(v) for k, v in (merged.get("vars") or {}).items()}
+        variables = merged.get("vars") or {}
+        variables = {str(k): str(v) for k, v in variables.items()} if isinstance(variables, dict) else {}
         merged = _substitute(merged, variables, problems, f"stages.{stage}.")
     stages = merged.get("stages") or {}
-    merged["stages"] = {str(name): value or {} for name, value in stages.items()}
+    merged["stages"] = {str(name): value or {} for name, value in stages.items()} if isinstance(stages, dict) else stages
     recipe: Recipe = _build(Recipe, merged, f"stages.{stage}." if stage else "", problems)
     if not stage and not recipe.stages:
         variables = {str(k): str(v) for k, v in recipe.vars.items()}
@@ -232,6 +275,9 @@ def _scalar(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
+            if hint is float and not math.isfinite(number):
+                problems.append(f"{where}: must be a finite number")
+                return _BAD
             if hint is float or number == int(number):
                 return hint(number)
         except (TypeError, ValueError, OverflowError):

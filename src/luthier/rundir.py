@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import ExistsError, RequestError
-from luthier.files import read_json, read_jsonl, remove_leftovers, write_json, write_text
+from luthier.files import read_json, read_jsonl, remove_leftovers, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class RunDir:
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the lines after `step`, so that a resumed curve repeats and loses nothing."""
     if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
         rows = read_jsonl(path)
         kept = [line for line, row in zip(lines, rows, strict=False) if row["step"] <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        write_bytes(path, b"".join(line + b"\n" for line in kept))

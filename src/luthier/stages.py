@@ -44,6 +44,9 @@ from luthier.train.loop import Job, train
 from luthier.train.optim import make_optimizer
 from luthier.train.plan import make_plan
 
+_CHANCE = 0.08
+"""How far from 0.5 an AUROC over swapped recordings may lie and still count as chance."""
+
 
 @dataclass
 class Prepared:
@@ -151,7 +154,8 @@ def _split_rows(recipe: Recipe, table: Table) -> dict[str, list[Row]]:
     check_groups(train_rows, test_rows)
     check_media(train_rows, test_rows)
     kept, validation = validation_split(train_rows, recipe.data.validation_fraction, recipe.seed)
-    return {"train": [r.row for r in kept], "validation": [r.row for r in validation], "test": [r.row for r in test_rows]}
+    return {"train": [r.row for r in kept], "validation": [r.row for r in validation],
+            "test": [r.row for r in test_rows]}
 
 
 def _train(ready: Prepared, stage: StageDir, recipe: Recipe, *, resume: bool, resume_line: str) -> dict[str, Any]:
@@ -170,10 +174,11 @@ def _train(ready: Prepared, stage: StageDir, recipe: Recipe, *, resume: bool, re
     truths = np.array([event_truth(recipe.task.event, e.grade, recipe.task.scale) for e in validation])
     begin = _fingerprint(ready.model)
     done = train(Job(
-        ready.model, optimizer, plan, settings, recipe.seed, micros, examples, ready.judge.store, ready.judge.pad_id,
-        ready.judge.devices, Checkpoints(stage.checkpoints, recipe.model.base, settings.keep_checkpoints), stage.metrics,
-        (lambda: soft_log_loss(ready.judge(validation, "validating").p_pass, truths)) if validation else None,
-        resume_line), resume)
+        model=ready.model, optimizer=optimizer, plan=plan, settings=settings, seed=recipe.seed, micros=micros,
+        examples=examples, store=ready.judge.store, pad_id=ready.judge.pad_id, devices=ready.judge.devices,
+        checkpoints=Checkpoints(stage.checkpoints, recipe.model.base, settings.keep_checkpoints), metrics=stage.metrics,
+        validate=(lambda: soft_log_loss(ready.judge(validation, "validating").p_pass, truths)) if validation else None,
+        resume_line=resume_line), resume)
     record = {"steps": done.step, "epochs": round(done.step / plan.steps_per_epoch, 4),
               "seconds": round(done.seconds, 2), "rows": done.rows, "learning": _learning(begin, ready.model)}
     _save_adapter(ready, stage, recipe, record)
@@ -232,8 +237,8 @@ def _judge(ready: Prepared, stage: StageDir, recipe: Recipe, trained: dict[str, 
     write_json(stage.scores, scores)
     trainable = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
     write_json(stage.record, StageRecord(
-        name=stage.path.name, start_from=recipe.start_from, learned_tokens=recipe.learned_tokens, steps=trained["steps"],
-        epochs=trained["epochs"], seconds=trained["seconds"], trainable_parameters=trainable,
+        name=stage.path.name, start_from=recipe.start_from, learned_tokens=recipe.learned_tokens,
+        steps=trained["steps"], epochs=trained["epochs"], seconds=trained["seconds"], trainable_parameters=trainable,
         total_parameters=sum(p.numel() for p in ready.model.parameters()),
         target={"method": ready.method.name, "event": ready.method.event, "formula": ready.method.formula},
         target_table=[list(pair) for pair in target_table(ready.method, recipe.task.scale)], checks=checks,
@@ -244,7 +249,8 @@ def _judge(ready: Prepared, stage: StageDir, recipe: Recipe, trained: dict[str, 
         dropped_at_encoding=dict(ready.dropped)).to_json())
 
 
-def _predictions(test: Sequence[Example], judged: Judged, recipe: Recipe, calibration: Calibration) -> list[Prediction]:
+def _predictions(test: Sequence[Example], judged: Judged, recipe: Recipe,
+                 calibration: Calibration) -> list[Prediction]:
     calibrated = calibrate(judged.p_pass, calibration.temperature)
     return [Prediction(
         id=e.id, source=e.source, group=e.group, grade=e.grade, passed=e.grade >= recipe.task.scale.pass_mark - 1e-9,
@@ -272,18 +278,20 @@ def _reference(ready: Prepared, test: Sequence[Example], scores: dict[str, Any],
     return {"reference": {"bayes.auroc": bayes["auroc"], "bayes.accuracy": bayes["accuracy"], "ratio.auroc": ratio}}
 
 
-def _deafness(ready: Prepared, test: Sequence[Example], recipe: Recipe, scores: dict[str, Any]) -> dict[str, Any]:
-    """AUROC with recordings swapped between speakers: at chance when the verdict comes from the sound."""
+def _deafness(ready: Prepared, test: Sequence[Example], recipe: Recipe,
+              scores: dict[str, Any]) -> dict[str, Any]:
+    """AUROC with recordings swapped among the answers: at chance when the verdict comes from the sound."""
     swapped = swap_recordings(test, ready.audio_token_id, recipe.seed)
-    score = _scores(swapped, ready.judge(swapped, "deafness test").p_pass, recipe).get("auroc")
+    shuffled = _scores(swapped, ready.judge(swapped, "deafness test").p_pass, recipe).get("auroc")
     own = scores.get("auroc")
-    if score is None or own is None:
+    if shuffled is None or own is None:
         return {"hears": None, "message": "the test rows have one class only: the deafness test says nothing"}
-    chance = score["ci"][0] <= 0.5 <= score["ci"][1]
-    above = own["ci"][0] > 0.5
-    message = ("the verdict comes from the sound" if chance and above else
-               "the model does not tell the recordings apart at all" if not above else
-               "part of the verdict does not come from the sound: AUROC stays away from chance with swapped recordings")
-    if not (chance and above):
+    at_chance = abs(shuffled["value"] - 0.5) <= _CHANCE or shuffled["ci"][0] <= 0.5 <= shuffled["ci"][1]
+    tells_apart = own["ci"][0] > 0.5
+    message = ("the verdict comes from the sound" if at_chance and tells_apart else
+               "the verdicts cannot be told from chance, with the right recordings or swapped ones"
+               if not tells_apart else
+               "part of the verdict does not come from the sound: AUROC stays away from chance when recordings are swapped")
+    if not (at_chance and tells_apart):
         say(f"WARNING, deafness test: {message}")
-    return {"auroc_shuffled": score, "auroc": own, "hears": bool(chance and above), "message": message}
+    return {"auroc_shuffled": shuffled, "auroc": own, "hears": bool(at_chance and tells_apart), "message": message}

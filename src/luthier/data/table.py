@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,7 @@ def _decoded(source: Source, split: str, columns: Columns, scale: Scale,
     """Records in their order, decoded by a small pool that never runs far ahead."""
     waiting: deque[Future[Graded | Drop]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for origin, record in read_source(source, columns):
+        for origin, record in islice(read_source(source, columns), source.limit or None):
             where = Provenance(source.name, origin)
             waiting.append(pool.submit(graded_row, record, columns, scale, limits, where, split))
             if len(waiting) >= _AHEAD:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from luthier.console import progress
@@ -64,24 +63,19 @@ def soft_log_loss(p: NDArray[np.float64], target: NDArray[np.float64]) -> float:
     return float(np.mean(-target * np.log(p) - (1 - target) * np.log1p(-p)))
 
 
-def swap_recordings(examples: Sequence[Example], audio_token_id: int, seed: int) -> list[Example]:
-    """Give every example the recording of another speaker; questions and grades stay.
+def swap_recordings(examples: Sequence[Example], audio_token_id: int, seed: int, rounds: int = 5) -> list[Example]:
+    """Give every example another's recording, `rounds` times over; questions and grades stay.
 
-    The swap is a cyclic shift of a seeded shuffle sorted by speaker, by as many places as the largest
-    speaker has, so that nobody keeps their own voice unless one speaker has more than half of the rows.
+    Each round is a shuffled circle in which everyone takes their neighbour's recording. Ids get the round's
+    number. Several rounds, because one swap among few speakers lands far from chance by luck.
     """
-    rng = np.random.default_rng(seed)
-    rank = {group: i for i, group in enumerate(rng.permutation(sorted({e.group for e in examples})))}
-    order = sorted(rng.permutation(len(examples)).tolist(), key=lambda i: rank[examples[i].group])
-    groups = [e.group for e in examples]
-    shift = max(1, max(groups.count(group) for group in rank))
-    swapped = list(examples)
-    for place, i in enumerate(order):
-        other = examples[order[(place + shift) % len(order)]]
-        own = examples[i]
-        ids = (*own.ids[:own.sound_at], *[audio_token_id] * other.sound_length,
-               *own.ids[own.sound_at + own.sound_length:])
-        swapped[i] = replace(own, ids=ids, media=other.media, sound_length=other.sound_length)
+    swapped = []
+    for turn in range(rounds):
+        order = np.random.default_rng([seed, turn]).permutation(len(examples))
+        for place, i in enumerate(order):
+            own, other = examples[i], examples[order[(place + 1) % len(order)]]
+            ids = (*own.ids[:own.sound_at], *[audio_token_id] * other.sound_length,
+                   *own.ids[own.sound_at + own.sound_length:])
+            swapped.append(replace(own, id=f"{own.id}#{turn}", ids=ids, media=other.media,
+                                   sound_length=other.sound_length))
     return swapped
-
-

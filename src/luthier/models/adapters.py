@@ -43,7 +43,8 @@ def _attach_lora(base: Base, config: ModelConfig, token_ids: dict[str, int], see
     if not targets:
         raise RequestError(f"model.lora.target_modules: {pattern!r} matches no module of {config.base}",
                            "leave it empty to take the family's pattern")
-    leaks = [name for name in targets if name.startswith((base.family.encoder, *base.family.frozen))]
+    hearing = (base.family.encoder, *base.family.projector, *base.family.frozen)
+    leaks = [name for name in targets if name.startswith(hearing)]
     if leaks:
         raise RequestError(f"model.lora.target_modules: {pattern!r} reaches into the encoders ({leaks[0]})",
                            "anchor it, as in model\\.layers\\.\\d+\\.(self_attn|mlp)\\..*")
@@ -52,6 +53,7 @@ def _attach_lora(base: Base, config: ModelConfig, token_ids: dict[str, int], see
         r=config.lora.r, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, target_modules=pattern,
         modules_to_save=whole or None, trainable_token_indices={"embed_tokens": sorted(token_ids.values())},
         base_model_name_or_path=config.base, bias="none")
+    base.model.name_or_path = config.base  # PEFT writes this name into adapter_config.json
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(base.model, settings)

@@ -46,7 +46,8 @@ class PromptEncoder:
     def prompt_ids(self, question: str, sound_length: int) -> tuple[tuple[int, ...], int] | str:
         """(ids, position of the first sound token), or the reason why the row must be dropped."""
         audio = self.tokenizer.convert_ids_to_tokens(self.audio_token_id)
-        if any(token in question for token in self.tokenizer.all_special_tokens) or audio in question:
+        # All of them, not `all_special_tokens`: that list lacks the turn tags of a tokenizer that does not name them.
+        if any(str(token) in question for token in self.tokenizer.added_tokens_decoder.values()):
             return "reserved_token_in_prompt"
         soft = "".join(soft_prompt_names(self.learned))
         content = f"{self.instruction}\n{question}\n{soft}{audio}"

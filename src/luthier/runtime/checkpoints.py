@@ -81,8 +81,8 @@ def save_model(model: VerdictModel, folder: Path, base_name: str) -> None:
     """The adapter in PEFT's format, and the head beside it where there is one."""
     adapters.save(model.language_model, folder, base_name)
     if model.head is not None:
-        save_file({name: value.detach().cpu().contiguous() for name, value in sorted(model.head.state_dict().items())},
-                  str(folder / HEAD))
+        tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(model.head.state_dict().items())}
+        save_file(tensors, str(folder / HEAD))
 
 
 def load_model(model: VerdictModel, folder: Path) -> None:
@@ -90,7 +90,7 @@ def load_model(model: VerdictModel, folder: Path) -> None:
     adapters.restore(model.language_model, folder)
     if model.head is not None:
         if not (folder / HEAD).is_file():
-            raise CheckpointError(f"{folder}: has no {HEAD}", "use the read-out (task.readout) that it was trained with")
+            raise CheckpointError(f"{folder}: has no {HEAD}", "use the task.readout that it was trained with")
         model.head.load_state_dict(load_file(str(folder / HEAD)))
 
 

@@ -83,7 +83,7 @@ def train(job: Job, resume: bool = False) -> Progress:
             _after_step(job, done, norm)
             if stopping() and step < job.plan.steps:
                 _save(job, done)
-                raise Interrupted(f"stopped after step {step} of {job.plan.steps}; everything is saved", job.resume_line)
+                raise Interrupted(f"stopped after step {step} of {job.plan.steps}; all of it is saved", job.resume_line)
     _save(job, done)
     if job.settings.select == "best" and done.best_step:
         job.checkpoints.restore(done.best_step, job.model, job.optimizer)
@@ -94,7 +94,8 @@ def _step(job: Job, step: int, group: list[Batch], done: Progress) -> torch.Tens
     """One optimizer step over its micro-batches. Returns the gradient norm."""
     torch.manual_seed((job.seed * 1_000_003 + step) % 2**63)
     set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings.schedule))
-    weights = StepWeights(float(sum(len(batch.ids) for batch in group)), float(sum(len(batch.pairs) for batch in group)))
+    weights = StepWeights(rows=float(sum(len(batch.ids) for batch in group)),
+                          pairs=float(sum(len(batch.pairs) for batch in group)))
     loss_sum = torch.zeros((), device=job.devices.device)
     for batch in group:
         with job.devices.precision():

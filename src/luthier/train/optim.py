@@ -29,7 +29,8 @@ def schedule_factor(step: int, plan: Plan, schedule: str) -> float:
 
 
 def make_optimizer(model: VerdictModel, train: TrainConfig, token_learning_rate: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019). Biases and norms do not decay; learned tokens and a head have their own rate."""
+    """AdamW (Loshchilov & Hutter 2019). Biases and norms do not decay; learned tokens and a head have a rate of
+    their own."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

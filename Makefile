@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test test-all check bench bench-verdict lock clean
+
+quickstart: .venv/ready
+	rm -rf quickstart-run
+	$(BIN)/luthier quickstart --out quickstart-run
+
+test: .venv/ready
+	$(BIN)/pytest
+
+test-all: .venv/ready
+	$(BIN)/pytest -m "slow or not slow"
+
+check: .venv/ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+bench: bench-verdict
+
+bench-verdict: .venv/ready
+	$(BIN)/python benchmarks/verdict/run.py
+
+lock:
+	uv pip compile requirements.in --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+	  --no-header --python-version 3.11 -o requirements.lock
+
+# The stamp is written last, so an interrupted install is made again.
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch .venv/ready
+
+clean:
+	rm -rf .venv quickstart-run build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,173 @@
+"""The same job through Luthier's own parts: soft targets at one position, cached sound where it is frozen.
+
+Also reads the recordings for both sides, so that rows, order and log-mel are the same. Knows the users' table of
+answers and nothing else of their script.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from users_manner import ANSWERS
+
+from luthier.assess.targets import make_target
+from luthier.data.formats import graded_row
+from luthier.data.media import load_audio
+from luthier.data.readers import read_source
+from luthier.evaluate.verdicts import Judge
+from luthier.models import adapters
+from luthier.models.batches import Micro, plan_micros
+from luthier.models.encode import Example, PromptEncoder, encode_rows
+from luthier.models.features import FeatureStore
+from luthier.models.load import Base
+from luthier.models.verdict import VerdictModel
+from luthier.recipe import Recipe, Source
+from luthier.runtime.checkpoints import Checkpoints
+from luthier.runtime.devices import Devices
+from luthier.schema import Drop, Provenance, Row
+from luthier.stages import build_model
+from luthier.train.loop import Job, train
+from luthier.train.optim import make_optimizer
+from luthier.train.plan import make_plan
+
+NEVER = 10**9
+
+
+def recipe(base: str, tuning: str, epochs: float, learning_rate: float, seed: int) -> Recipe:
+    """The recipe of the job; `tuning` is lora (decoder only) or full. One forward pass a step, as the users' script."""
+    made = Recipe(name="bench-verdict", seed=seed)
+    made.model.base, made.model.tuning = base, tuning
+    made.task.target.method = "table"
+    made.task.target.table = {grade: [int(text[0]), float(text[2:])] for grade, text in ANSWERS.items()}
+    made.train.epochs, made.train.learning_rate = epochs, learning_rate
+    made.train.batch_size = made.train.micro_batch_size = 16
+    made.train.save_every = NEVER
+    return made
+
+
+@dataclass
+class Recordings:
+    """Rows of several tables with their decoded recordings (16 kHz mono), by `sha256:` reference."""
+
+    rows: dict[str, list[Row]]
+    waveforms: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, paths: dict[str, Path], settings: Recipe) -> Recordings:
+        """Read every usable row; what a table's checks drop is left out on both sides alike."""
+        rows: dict[str, list[Row]] = {}
+        waveforms = {}
+        for name, path in paths.items():
+            rows[name] = []
+            for origin, record in read_source(Source(name=name, path=str(path)), settings.data.columns):
+                found = graded_row(record, settings.data.columns, settings.task.scale, settings.data.limits,
+                                   Provenance(name, origin), name)
+                if not isinstance(found, Drop):
+                    rows[name].append(found.row)
+                    waveforms[found.row.media[0]] = load_audio(found.media, settings.data.limits)
+        return cls(rows, waveforms)
+
+
+@dataclass
+class Ours:
+    """A model built as a recipe says, and its rows."""
+
+    settings: Recipe
+    base: Base
+    model: VerdictModel
+    devices: Devices
+    recordings: Recordings
+    features: Path
+
+    @classmethod
+    def build(cls, settings: Recipe, recordings: Recordings, features: Path) -> Ours:
+        base, model, _, _ = build_model(settings, settings.seed)
+        devices = Devices(settings.model.dtype)
+        devices.place(model)
+        return cls(settings, base, model, devices, recordings, features)
+
+    def store(self, *, frozen: bool) -> FeatureStore:
+        return FeatureStore(self.features, self.base.family, self.base.extractor,
+                            self.recordings.waveforms.__getitem__, self.base.model, frozen=frozen)
+
+    def examples(self, rows: Sequence[Row], lengths: dict[str, int]) -> list[Example]:
+        """Every row encoded, in order. Raises ValueError if one is dropped: both sides must see the same rows."""
+        encoder = PromptEncoder(self.base.tokenizer, self.base.family.audio_token_id(self.base.model),
+                                self.settings.task.instruction, self.settings.model.learned_tokens,
+                                self.settings.model.max_tokens)
+        method, scale = make_target(self.settings.task.target, self.settings.task.scale), self.settings.task.scale
+        found, dropped = encode_rows(rows, encoder, lengths, lambda row: (
+            method(row.target.grade or 0.0, ()), round(((row.target.grade or 0.0) - scale.minimum) / scale.step)))
+        if dropped:
+            raise ValueError(f"rows were dropped at encoding: {dict(dropped)}")
+        return found
+
+    def lengths(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Sound tokens by recording; makes the log-mel that both sides are given."""
+        return self.store(frozen=False).prepare(row.media[0] for row in rows)
+
+    def micros(self, examples: Sequence[Example]) -> list[Micro]:
+        plan = make_plan(len(examples), self.settings.train)
+        return plan_micros(examples, batch_size=self.settings.train.batch_size, epochs=plan.epochs,
+                           micro_batch_size=self.settings.train.micro_batch_size, seed=self.settings.seed)
+
+    def tune(self, examples: Sequence[Example], work: Path) -> tuple[float, float]:
+        """Tune in place. Returns (seconds in all, of which seconds for caching the frozen encoder's outputs)."""
+        settings = self.settings.train
+        optimizer = make_optimizer(self.model, settings, self.settings.model.learned_tokens.learning_rate)
+        plan, micros = make_plan(len(examples), settings), self.micros(examples)
+        begin = time.perf_counter()
+        store = self.store(frozen=adapters.sound_is_frozen(self.settings.model))
+        if store.encoded:
+            store.prepare(example.media for example in examples)
+        cached = time.perf_counter() - begin
+        shutil.rmtree(work, ignore_errors=True)
+        train(Job(self.model, optimizer, plan, settings, self.settings.seed, micros, examples, store,
+                  self.base.tokenizer.pad_token_id, self.devices,
+                  Checkpoints(work / "checkpoints", self.settings.model.base), work / "metrics.jsonl"))
+        return time.perf_counter() - begin, cached
+
+    def judge(self, examples: Sequence[Example], batch_size: int) -> tuple[np.ndarray, float]:
+        """(P(pass) in the order of the examples, seconds); sound features not yet cached are made within the time."""
+        begin = time.perf_counter()
+        store = self.store(frozen=adapters.sound_is_frozen(self.settings.model))
+        judge = Judge(self.model, store, self.devices, self.base.tokenizer.pad_token_id, batch_size)
+        return judge(examples).p_pass, time.perf_counter() - begin
+
+    def forget_sound(self) -> None:
+        """Throw the cached encoder outputs away, so that the next run pays for them again."""
+        for folder in self.features.glob("sound-*"):
+            shutil.rmtree(folder)
+
+    @torch.no_grad()
+    def largest_difference(self, examples: Sequence[Example]) -> float:
+        """Largest |logit difference| at the read-out between our path and transformers' own forward.
+
+        One recording at a time, same ids, same log-mel; ours both with live sound and, where frozen, with cached.
+        """
+        self.model.eval()
+        mels, worst = self.store(frozen=False), 0.0
+        for example in examples:
+            plain = self.model.language_model(
+                input_ids=torch.tensor([example.ids], device=self.devices.device), audio_embed_sizes=torch.tensor([example.sound_length]),
+                audio_input_features=mels.load(example.media)[None].to(self.devices.device)).logits[0, -1]
+            for frozen in {False, adapters.sound_is_frozen(self.settings.model)}:
+                from luthier.models.batches import collate
+
+                batch = collate([example], self.store(frozen=frozen), self.base.tokenizer.pad_token_id)
+                _, logits = self.model(batch.to(self.devices.device))
+                worst = max(worst, float((logits[0] - plain).abs().max()))
+        return worst
+
+
+def seeded_draw(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """`count` rows without repetition, in the order drawn."""
+    order: Any = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return [rows[i] for i in order]

@@ -1,0 +1,60 @@
+"""Shared by the end-to-end tests: simulated tables, a small recipe over them, one finished run, the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+Luthier = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """A child's environment: offline, one thread, and this checkout's package."""
+    kept = {name: value for name, value in os.environ.items() if name != "LUTHIER_DEBUG"}
+    return {**kept, **OFFLINE, "PYTHONPATH": str(ROOT / "src"), **more}
+
+
+@pytest.fixture(scope="session")
+def luthier() -> Luthier:
+    """The command line in a process of its own."""
+    def call(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        more = options.pop("env", {})
+        return subprocess.run([sys.executable, "-m", "luthier.cli", *map(str, words)], capture_output=True, text=True,
+                              timeout=120, env=environment(**more), **options)
+    return call
+
+
+@pytest.fixture(scope="session")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tables of simulated answers."""
+    from luthier.data.simulate import write_forms
+
+    folder = tmp_path_factory.mktemp("forms") / "data"
+    write_forms(folder, sizes={"1764": (48, 24), "1964": (32, 24)})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(forms: Path) -> Path:
+    """The quickstart's recipe over these tables, cut to one epoch."""
+    text = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+    text = text.replace("path: data/", f"path: {forms}/").replace("epochs: 8", "epochs: 1").replace("log_every: 5", "log_every: 1")
+    path = forms.parent / "small.yaml"
+    path.write_text(text + "\nevaluate: {resamples: 50}\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two stages. Tests that change it work on a copy."""
+    from luthier import verbs
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    verbs.run(small, folder)
+    return folder

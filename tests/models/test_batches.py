@@ -1,0 +1,131 @@
+"""The order of rows is a pure function of (seed, epoch), and every row is seen once an epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.models.batches import Micro, batches, collate, epoch_order, plan_micros, ranking_pairs
+from luthier.models.encode import Example
+
+
+def make(number: int, length: int, grade: float) -> Example:
+    return Example(f"row{number}", "s", f"g{number}", tuple(range(1, length + 1)), f"sha256:{number}", 1, 2, grade, grade / 5,
+                   round(grade * 2 - 2))
+
+
+def made(count: int) -> list[Example]:
+    return [make(i, 5 + (i * 7) % 23, 1 + (i * 5 % 9) / 2) for i in range(count)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 99), st.integers(0, 9))
+def test_an_epoch_is_a_permutation_and_pure(lengths, batch_size, seed, epoch):
+    order = epoch_order(lengths, batch_size, seed, epoch)
+    assert sorted(row for rows in order for row in rows) == list(range(len(lengths)))
+    assert all(1 <= len(rows) <= batch_size for rows in order)
+    assert order == epoch_order(lengths, batch_size, seed, epoch)
+    assert len(order) == -(-len(lengths) // batch_size)
+
+
+def test_epochs_and_seeds_differ_and_the_global_state_is_left():
+    lengths = [e for e in range(64)]
+    before = torch.random.get_rng_state()
+    orders = [str(epoch_order(lengths, 4, seed, epoch)) for seed in (1, 2) for epoch in range(4)]
+    assert len(set(orders)) == len(orders)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_rows_of_similar_length_share_a_batch():
+    lengths = [(i * 37) % 400 for i in range(128)]
+    spread = [max(lengths[r] for r in rows) - min(lengths[r] for r in rows) for rows in epoch_order(lengths, 8, 1, 0)]
+    assert sum(spread) / len(spread) < 80  # unsorted batches of 8 spread over about 300 of the 400
+
+
+@pytest.mark.parametrize("mark", [None, 4.0])
+@pytest.mark.parametrize("micro", [2, 3, 4, 16])
+def test_every_row_is_covered_once_an_epoch(micro, mark):
+    examples = made(37)
+    plan = plan_micros(examples, batch_size=16, micro_batch_size=micro, epochs=3, seed=5, pass_mark=mark)
+    for epoch in range(3):
+        assert Counter(r for m in plan if m.epoch == epoch for r in m.rows) == Counter(range(37))
+    assert [m.step for m in plan] == sorted(m.step for m in plan)
+    assert {m.step for m in plan} == set(range(1, 10))
+    assert all(len(m.rows) <= micro for m in plan)
+
+
+def test_steps_hold_the_same_rows_and_pairs_whatever_the_micro_batch():
+    examples = made(37)
+
+    def steps(micro: int) -> dict[int, tuple[set[int], set[tuple[str, str]]]]:
+        found: dict[int, tuple[set[int], set[tuple[str, str]]]] = {}
+        for m in plan_micros(examples, batch_size=16, micro_batch_size=micro, epochs=2, seed=5, pass_mark=4.0):
+            rows, pairs = found.setdefault(m.step, (set(), set()))
+            rows.update(m.rows)
+            pairs.update((examples[m.rows[a]].id, examples[m.rows[b]].id) for a, b in m.pairs)
+        return found
+
+    whole = steps(16)
+    assert sum(len(pairs) for _, pairs in whole.values()) > 10
+    assert steps(2) == steps(4) == steps(5) == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([1.0, 2.5, 3.5, 4.0, 4.5, 5.0]), min_size=1, max_size=24))
+def test_pairs_cross_the_mark_and_are_disjoint(grades):
+    examples = [make(i, 6, grade) for i, grade in enumerate(grades)]
+    pairs = ranking_pairs(range(len(grades)), examples, 4.0)
+    assert all(grades[a] >= 4.0 > grades[b] for a, b in pairs)
+    used = [row for pair in pairs for row in pair]
+    assert len(used) == len(set(used))
+    assert len(pairs) == min(sum(g >= 4 for g in grades), sum(g < 4 for g in grades))
+
+
+def test_no_pass_mark_means_no_pairs():
+    assert not any(m.pairs for m in plan_micros(made(20), batch_size=8, micro_batch_size=4, epochs=1, seed=1))
+
+
+def test_collate_pads_on_the_right_and_groups_sound_by_length(bench):
+    one = bench()
+    batch, examples = one.batch(), one.examples
+    longest = max(len(e.ids) for e in examples)
+    assert batch.input_ids_BL.shape == batch.attention_mask_BL.shape == (len(examples), longest)
+    for i, e in enumerate(examples):
+        assert tuple(batch.input_ids_BL[i, :len(e.ids)].tolist()) == e.ids
+        assert set(batch.input_ids_BL[i, len(e.ids):].tolist()) <= {one.base.tokenizer.pad_token_id}
+        assert batch.attention_mask_BL[i].tolist() == [1] * len(e.ids) + [0] * (longest - len(e.ids))
+        assert batch.readout_B[i] == len(e.ids) - 1
+    assert batch.tokens == sum(len(e.ids) for e in examples)
+    assert sorted(int(r) for g in batch.sound for r in g.rows_G) == list(range(len(examples)))
+    for group in batch.sound:
+        for row, value in zip(group.rows_G.tolist(), group.values, strict=True):
+            assert torch.equal(value, one.store.load(examples[row].media))
+            assert len(value) == examples[row].sound_length
+    assert len(batch.sound) == 4
+    torch.testing.assert_close(batch.target_B, torch.tensor([e.target for e in examples]))
+
+
+def test_collate_puts_other_recordings_in_place(bench):
+    one = bench()
+    twins = [one.examples[0], one.examples[4]]
+    assert twins[0].sound_length == twins[1].sound_length
+    batch = collate(twins, one.store, 0, sounds=[twins[1].media, twins[0].media])
+    assert torch.equal(batch.sound[0].values[0], one.store.load(twins[1].media))
+
+
+def test_workers_do_not_change_a_batch(bench):
+    one = bench()
+    pad = one.base.tokenizer.pad_token_id
+    micros = [Micro(1, 0, (0, 3, 5), ((0, 1),)), Micro(1, 0, (1,)), Micro(2, 0, (7, 6, 2, 4))]
+    alone, helped = (list(batches(micros, one.examples, one.store, pad, workers)) for workers in (0, 2))
+    assert [b.ids for b in alone] == [["row0", "row3", "row5"], ["row1"], ["row7", "row6", "row2", "row4"]]
+    for a, b in zip(alone, helped, strict=True):
+        assert (a.ids, a.pairs) == (b.ids, b.pairs)
+        for name in ("input_ids_BL", "attention_mask_BL", "readout_B", "sound_at_B", "target_B", "level_B"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+        assert all(torch.equal(x.values, y.values) and torch.equal(x.rows_G, y.rows_G)
+                   for x, y in zip(a.sound, b.sound, strict=True))

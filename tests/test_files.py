@@ -1,0 +1,170 @@
+"""Writes that fail, folders that are tampered with, lines that are torn."""
+
+import errno
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier import files
+from luthier.errors import DiskError, ExistsError
+from luthier.files import MANIFEST, append_jsonl, atomic_folder, read_jsonl, verify_folder, write_bytes, write_json, write_jsonl
+
+Damage = Callable[[Path], None]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(item.relative_to(folder)): item.read_bytes() for item in folder.rglob("*") if item.is_file()}
+
+
+@pytest.fixture(params=["write", "fsync", "replace"])
+def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A disk that fills at one of the three moments of a write."""
+    def fail(*_args: Any, **_kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if request.param == "fsync":
+        monkeypatch.setattr(files.os, "fsync", fail)
+    elif request.param == "replace":
+        monkeypatch.setattr(Path, "replace", fail)
+    else:
+        class HalfWritten(io.FileIO):
+            def write(self, data: Any) -> int:
+                super().write(bytes(data)[: len(data) // 2])
+                return int(fail())
+
+        before = Path.open
+        monkeypatch.setattr(Path, "open", lambda self, mode="r", *args, **kwargs: HalfWritten(self, "w")
+                            if mode == "wb" and self.name.startswith(".tmp-") else before(self, mode, *args, **kwargs))
+    yield
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_the_old_file_whole_and_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_bytes(b"old")
+    for name in ("scores.json", "new.json"):
+        with pytest.raises(DiskError, match="No space left") as caught:
+            write_bytes(tmp_path / name, b"x" * 1000)
+        assert caught.value.exit_code == 1
+        assert name in caught.value.message
+        assert caught.value.mend
+    assert everything(tmp_path) == {"scores.json": b"old"}
+
+
+def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for attempt in (lambda: write_json(tmp_path / "file" / "a.json", {}),
+                    lambda: append_jsonl(tmp_path / "file" / "a.jsonl", {})):
+        with pytest.raises(DiskError):
+            attempt()
+    with pytest.raises(DiskError), atomic_folder(tmp_path / "file" / "folder", {}):
+        pass
+    assert everything(tmp_path) == {"file": b"in the way"}
+
+
+@pytest.mark.parametrize("error", [ValueError("bad row"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_atomic_folder_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    expected = DiskError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), atomic_folder(tmp_path / "out", {}) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a.bin").write_bytes(b"1234")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_a_library_made_of_a_full_disk_is_a_disk_error(tmp_path: Path) -> None:
+    class ForeignError(Exception):
+        """Stands for the errors of libraries that write by themselves, such as safetensors."""
+
+    with pytest.raises(DiskError), atomic_folder(tmp_path / "out", {}):
+        raise ForeignError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(ForeignError), atomic_folder(tmp_path / "out", {}):
+        raise ForeignError("shape mismatch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_atomic_folder_never_replaces_one(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out", {"step": 3}) as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(ExistsError, match="exists already") as caught, atomic_folder(tmp_path / "out", {}):
+        raise AssertionError("the body must not run")
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "out" / "a").read_text() == "first"
+    assert files.read_json(tmp_path / "out" / MANIFEST)["step"] == 3
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda path: path.unlink(), "is missing"),
+    (lambda path: path.write_bytes(b""), "not what was written"),
+    (lambda path: path.write_bytes(b"\0" * path.stat().st_size), "not what was written"),
+    (_flip, "not what was written"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not what was written"),
+], ids=["missing", "empty", "zeros", "one bit", "one byte short"])
+@pytest.mark.parametrize("name", ["weights.bin", "deep/state.json"])
+def test_any_damage_to_a_sealed_folder_is_found(tmp_path: Path, name: str, damage: Damage, words: str) -> None:
+    with atomic_folder(tmp_path / "step", {}) as folder:
+        (folder / "weights.bin").write_bytes(bytes(range(256)) * 16)
+        (folder / "deep").mkdir()
+        write_json(folder / "deep" / "state.json", {"step": 7})
+    assert verify_folder(tmp_path / "step") is None
+    damage(tmp_path / "step" / name)
+    assert verify_folder(tmp_path / "step") == f"{name} {'is ' if 'missing' not in words else ''}{words}"
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"files": 3}', "\0\0\0\0"])
+def test_a_folder_without_a_manifest_that_can_be_read_is_not_trusted(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text)
+    assert MANIFEST in (verify_folder(tmp_path) or "")
+
+
+def test_a_torn_last_line_is_forgiven_and_a_broken_middle_line_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, {"step": 1})
+    append_jsonl(path, {"step": 2, "wort": "größer"})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 3, "lo')
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2, "wort": "größer"}]
+    path.write_bytes(whole + '{"wort": "größer"}'.encode()[:12])  # within a character
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2, "wort": "größer"}]
+    path.write_bytes(b'{"step": \n' + whole)
+    with pytest.raises(json.JSONDecodeError):
+        read_jsonl(path)
+
+
+@given(st.lists(st.dictionaries(st.text(), st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False))))
+def test_json_lines_come_back_equal_whatever_the_text(tmp_path_factory: pytest.TempPathFactory,
+                                                      rows: list[dict[str, Any]]) -> None:
+    path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
+    write_jsonl(path, rows)
+    assert read_jsonl(path) == rows
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_has_no_word_for_are_refused_before_anything_is_written(tmp_path: Path, value: float) -> None:
+    for attempt in (lambda: write_json(tmp_path / "a", {"x": value}), lambda: write_jsonl(tmp_path / "b", [{"x": value}])):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            attempt()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-step-000002-abc").mkdir()
+    (tmp_path / ".tmp-step-000002-abc" / "half").write_text("x")
+    (tmp_path / ".tmp-run.json-abc").write_text("x")
+    (tmp_path / "kept").write_text("x")
+    files.remove_leftovers(tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["kept"]

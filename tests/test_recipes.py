@@ -1,0 +1,57 @@
+"""Every shipped recipe parses, has nothing to mend, and is what `luthier new` writes."""
+
+from pathlib import Path
+
+import pytest
+
+from luthier import verbs
+from luthier.errors import ExistsError, RequestError
+from luthier.quickstart import shipped_recipes
+from luthier.recipefile import load_recipe, stage_recipes
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def test_the_package_ships_the_recipes_of_the_checkout() -> None:
+    assert {path.stem: path.read_text(encoding="utf-8") for path in RECIPES} == shipped_recipes()
+    assert {"quickstart", "speaking"} <= set(shipped_recipes())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_has_no_problems_in_any_stage(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    for stage in stage_recipes(recipe).values():
+        assert stage.problems() == []
+        assert set(stage.data.train + stage.data.test) <= set(stage.data.sources)
+        assert "${" not in repr(stage)
+
+
+@pytest.mark.parametrize("kind", sorted(shipped_recipes()))
+def test_new_writes_the_recipe_with_its_comments_and_never_over_a_file(tmp_path: Path, kind: str) -> None:
+    written = Path(verbs.new(kind, tmp_path / "mine")["recipe"])
+    assert written.read_text(encoding="utf-8") == shipped_recipes()[kind]
+    assert "#" in written.read_text(encoding="utf-8")
+    assert load_recipe(written).name == kind
+    written.write_text("mine")
+    with pytest.raises(ExistsError):
+        verbs.new(kind, tmp_path / "mine")
+    assert written.read_text() == "mine"
+
+
+def test_new_of_an_unknown_kind_names_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="speking") as caught:
+        verbs.new("speking", tmp_path)
+    assert all(kind in caught.value.mend for kind in shipped_recipes())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_speaking_recipe_keeps_the_contracts_names() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "speaking.yaml")
+    assert list(recipe.data.sources) == ["form-1764-train", "form-1764-test", "form-1964-train", "form-1964-test"]
+    stages = stage_recipes(recipe)
+    assert list(stages) == ["1764", "1964"]
+    assert stages["1964"].start_from == "1764"
+    assert stages["1964"].data.train == ["form-1964-train"]
+    assert not any(stage.publish.push for stage in stages.values())
