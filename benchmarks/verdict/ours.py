@@ -23,12 +23,12 @@ from luthier.data.media import load_audio
 from luthier.data.readers import read_source
 from luthier.evaluate.verdicts import Judge
 from luthier.models import adapters
-from luthier.models.batches import Micro, plan_micros
+from luthier.models.batches import Micro, collate, plan_micros
 from luthier.models.encode import Example, PromptEncoder, encode_rows
 from luthier.models.features import FeatureStore
 from luthier.models.load import Base
 from luthier.models.verdict import VerdictModel
-from luthier.recipe import Recipe, Source
+from luthier.recipe import Limits, Recipe, Source
 from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.devices import Devices
 from luthier.schema import Drop, Provenance, Row
@@ -54,16 +54,17 @@ def recipe(base: str, tuning: str, epochs: float, learning_rate: float, seed: in
 
 @dataclass
 class Recordings:
-    """Rows of several tables with their decoded recordings (16 kHz mono), by `sha256:` reference."""
+    """Rows of several tables, and the bytes of their recordings by `sha256:` reference."""
 
     rows: dict[str, list[Row]]
-    waveforms: dict[str, np.ndarray]
+    audio: dict[str, bytes]
+    limits: Limits
 
     @classmethod
     def read(cls, paths: dict[str, Path], settings: Recipe) -> Recordings:
         """Read every usable row; what a table's checks drop is left out on both sides alike."""
         rows: dict[str, list[Row]] = {}
-        waveforms = {}
+        audio = {}
         for name, path in paths.items():
             rows[name] = []
             for origin, record in read_source(Source(name=name, path=str(path)), settings.data.columns):
@@ -71,8 +72,12 @@ class Recordings:
                                    Provenance(name, origin), name)
                 if not isinstance(found, Drop):
                     rows[name].append(found.row)
-                    waveforms[found.row.media[0]] = load_audio(found.media, settings.data.limits)
-        return cls(rows, waveforms)
+                    audio[found.row.media[0]] = found.media
+        return cls(rows, audio, settings.data.limits)
+
+    def waveform(self, reference: str) -> np.ndarray:
+        """Samples at 16 kHz, decoded now."""
+        return load_audio(self.audio[reference], self.limits)
 
 
 @dataclass
@@ -95,7 +100,7 @@ class Ours:
 
     def store(self, *, frozen: bool) -> FeatureStore:
         return FeatureStore(self.features, self.base.family, self.base.extractor,
-                            self.recordings.waveforms.__getitem__, self.base.model, frozen=frozen)
+                            self.recordings.waveform, self.base.model, frozen=frozen)
 
     def examples(self, rows: Sequence[Row], lengths: dict[str, int]) -> list[Example]:
         """Every row encoded, in order. Raises ValueError if one is dropped: both sides must see the same rows."""
@@ -110,7 +115,7 @@ class Ours:
         return found
 
     def lengths(self, rows: Sequence[Row]) -> dict[str, int]:
-        """Sound tokens by recording; makes the log-mel that both sides are given."""
+        """Sound tokens by recording; makes log-mel files where there are none."""
         return self.store(frozen=False).prepare(row.media[0] for row in rows)
 
     def micros(self, examples: Sequence[Example]) -> list[Micro]:
@@ -141,9 +146,9 @@ class Ours:
         judge = Judge(self.model, store, self.devices, self.base.tokenizer.pad_token_id, batch_size)
         return judge(examples).p_pass, time.perf_counter() - begin
 
-    def forget_sound(self) -> None:
-        """Throw the cached encoder outputs away, so that the next run pays for them again."""
-        for folder in self.features.glob("sound-*"):
+    def forget(self, *, mel: bool) -> None:
+        """Throw cached encoder outputs away, and log-mel too where `mel`, so that the next run pays for them again."""
+        for folder in [*self.features.glob("sound-*"), *(self.features.glob("mel-*") if mel else ())]:
             shutil.rmtree(folder)
 
     @torch.no_grad()
@@ -156,11 +161,9 @@ class Ours:
         mels, worst = self.store(frozen=False), 0.0
         for example in examples:
             plain = self.model.language_model(
-                input_ids=torch.tensor([example.ids], device=self.devices.device), audio_embed_sizes=torch.tensor([example.sound_length]),
-                audio_input_features=mels.load(example.media)[None].to(self.devices.device)).logits[0, -1]
+                input_ids=torch.tensor([example.ids], device=self.devices.device),
+                audio_embed_sizes=torch.tensor([example.sound_length]), audio_input_features=mels.load(example.media)[None].to(self.devices.device)).logits[0, -1]
             for frozen in {False, adapters.sound_is_frozen(self.settings.model)}:
-                from luthier.models.batches import collate
-
                 batch = collate([example], self.store(frozen=frozen), self.base.tokenizer.pad_token_id)
                 _, logits = self.model(batch.to(self.devices.device))
                 worst = max(worst, float((logits[0] - plain).abs().max()))

@@ -4,16 +4,16 @@ The verdict is the text `label,confidence` of a fixed table; the loss is ordinar
 whole vocabulary; the sound encoder runs for every row of every epoch; a verdict is generated and read back with a
 regular expression. It imports nothing of Luthier and knows nothing of how it is timed.
 
-Kept from the users' way are the things above. Left out is what only costs them time or accuracy: log-mel is given
-ready-made, prompts are tokenised once, labels are padded with -100, attention masks are real masks, nothing is saved,
-and no more tokens are generated than an answer has.
+Their data set decodes a recording and makes its log-mel at every access; `Recordings(..., ready=True)` does it once
+beforehand instead, which they do not, but could. Left out is what only costs them time or accuracy: gradient
+checkpointing, saving, labels padded with a real token, and room for 320 new tokens where an answer has seven.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,34 +43,38 @@ class Settings:
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording: log-mel (T, F), how many sound tokens it takes, its question and grade."""
+    """One graded recording as it lies in the table: the bytes of its file, its question and grade."""
 
     question: str
-    mel: torch.Tensor
-    sound_tokens: int
+    audio: bytes
     grade: float
 
 
 @dataclass
 class Script:
-    """Everything of the script that is made once: tokenizer, ids of its special tokens, instruction."""
+    """Everything of the script that is made once. `decode` turns a file's bytes into 16 kHz mono samples."""
 
     tokenizer: Any
+    extractor: Any
+    decode: Callable[[bytes], Any]
     audio_token_id: int
     end_token_id: int
     instruction: str
 
     def row(self, clip: Clip) -> dict[str, Any]:
-        """A row of the data set: prompt, then the answer as text, then the end of the turn."""
+        """A row of the data set: the recording decoded, its log-mel (T, F), the prompt, and the answer as text."""
+        sound = self.extractor([self.decode(clip.audio)], sampling_rate=16_000, return_tensors="pt")
+        sound_tokens = int(sound["audio_embed_sizes"][0])
         audio = self.tokenizer.convert_ids_to_tokens(self.audio_token_id)
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": f"{self.instruction}\n{clip.question}\n{audio}"}], tokenize=False,
             add_generation_prompt=True)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         at = ids.index(self.audio_token_id)
-        ids = [*ids[:at], *[self.audio_token_id] * clip.sound_tokens, *ids[at + 1:]]
+        ids = [*ids[:at], *[self.audio_token_id] * sound_tokens, *ids[at + 1:]]
         answer = [*self.tokenizer.encode(ANSWERS[clip.grade], add_special_tokens=False), self.end_token_id]
-        return {"prompt": ids, "answer": answer, "mel": clip.mel, "sound_tokens": clip.sound_tokens}
+        return {"prompt": ids, "answer": answer, "mel": sound["audio_input_features"][0].float(),
+                "sound_tokens": sound_tokens}
 
     def training_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Padded on the right; only the answer carries labels."""
@@ -96,8 +100,26 @@ class Script:
         return {"input_ids": ids, "attention_mask": mask, **_sound(rows)}
 
 
-def tune(model: Any, script: Script, clips: Sequence[Clip], settings: Settings, folder: str) -> float:
-    """Tune in place on `clips` in the order given (one pass: the caller lists epochs one after another).
+class Recordings(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows in a fixed order, made at every access, or once beforehand where `ready`."""
+
+    def __init__(self, script: Script, clips: Sequence[Clip], ready: bool) -> None:
+        self.script, self.clips = script, clips
+        made: dict[Clip, dict[str, Any]] = {}
+        for clip in clips if ready else ():
+            if clip not in made:
+                made[clip] = script.row(clip)
+        self.rows = [made[clip] for clip in clips] if ready else None
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index] if self.rows is not None else self.script.row(self.clips[index])
+
+
+def tune(model: Any, rows: Recordings, settings: Settings, folder: str) -> float:
+    """Tune in place on rows in the order given (one pass: the caller lists epochs one after another).
 
     Returns the seconds of `Trainer.train` alone.
     """
@@ -105,22 +127,26 @@ def tune(model: Any, script: Script, clips: Sequence[Clip], settings: Settings, 
         output_dir=folder, per_device_train_batch_size=settings.batch_size, num_train_epochs=1,
         learning_rate=settings.learning_rate, lr_scheduler_type="linear", warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay, adam_beta1=0.9, adam_beta2=settings.beta2, adam_epsilon=settings.epsilon,
-        max_grad_norm=1.0, seed=settings.seed, logging_steps=10, save_strategy="no", report_to=[], disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=False, train_sampling_strategy="sequential", log_level="error")
-    made: dict[int, dict[str, Any]] = {}
-    rows = [made.setdefault(id(clip), script.row(clip)) for clip in clips]
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=script.training_batch)
+        max_grad_norm=1.0, seed=settings.seed, logging_steps=10, save_strategy="no", report_to=[],
+        remove_unused_columns=False, dataloader_pin_memory=False, train_sampling_strategy="sequential")
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=rows.script.training_batch)
     begin = time.perf_counter()
     trainer.train()
     return time.perf_counter() - begin
 
 
 @torch.no_grad()
-def verdicts(model: Any, script: Script, clips: Sequence[Clip], batch_size: int) -> list[float | None]:
-    """P(pass) of every clip by generation; None where the text cannot be read. Similar lengths share a batch."""
+def verdicts(model: Any, rows: Recordings, batch_size: int) -> tuple[list[float | None], float]:
+    """(P(pass) of every row by generation, None where the text cannot be read; seconds).
+
+    Batches are taken in the order of the rows' prompt lengths where rows are ready, else in the order given.
+    """
     model.eval()
-    rows = [script.row(clip) for clip in clips]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt"]))
+    script = rows.script
+    begin = time.perf_counter()
+    order = list(range(len(rows)))
+    if rows.rows is not None:
+        order.sort(key=lambda i: len(rows[i]["prompt"]))
     found: list[float | None] = [None] * len(rows)
     for start in range(0, len(order), batch_size):
         part = order[start:start + batch_size]
@@ -130,7 +156,7 @@ def verdicts(model: Any, script: Script, clips: Sequence[Clip], batch_size: int)
         texts = script.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)
         for i, text in zip(part, texts, strict=True):
             found[i] = _probability(text)
-    return found
+    return found, time.perf_counter() - begin
 
 
 def _sound(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

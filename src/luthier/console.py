@@ -19,7 +19,9 @@ def progress(items: Iterable[Item], label: str, total: int | None = None) -> Ite
     """Pass items through, with a bar that shows the time left once it has run for two seconds."""
     from tqdm import tqdm
 
-    yield from tqdm(items, desc=label, total=total, delay=2, ncols=WIDTH, file=sys.stderr, leave=False)
+    every = 0.5 if sys.stderr.isatty() else 15.0  # a log file gets a line now and then, not an animation
+    yield from tqdm(items, desc=label, total=total, delay=2, ncols=WIDTH, file=sys.stderr, leave=False,
+                    mininterval=every, maxinterval=max(10.0, every))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

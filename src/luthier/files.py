@@ -41,17 +41,22 @@ def json_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file durably: temporary name, fsync, rename, fsync of the folder."""
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a whole file: temporary name, fsync, rename, fsync of the folder.
+
+    Without `durable` nothing is pushed to the disk: for caches, which a power cut may tear.
+    """
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):  # where the folder itself is the trouble there is nothing to remove
             temporary.unlink(missing_ok=True)

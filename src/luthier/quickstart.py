@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from luthier.errors import ExistsError
 from luthier.files import read_json, write_text
+from luthier.rundir import refuse_existing
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -20,8 +20,7 @@ def lay_out(out: Path) -> Path:
     """Write the quickstart's recipe and its synthetic tables into a new folder. Returns the recipe's path."""
     from luthier.data.simulate import write_forms
 
-    if out.exists() and any(out.iterdir()):
-        raise ExistsError(f"{out}: exists already, and nothing that exists is overwritten", "give another --out")
+    refuse_existing(out)
     write_forms(out / "data")
     text = shipped_recipes()["quickstart"].replace("path: data/", f"path: {out / 'data'}/")
     write_text(out / "quickstart.yaml", text)

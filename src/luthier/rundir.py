@@ -59,9 +59,7 @@ class RunDir:
     @classmethod
     def create(cls, path: Path) -> RunDir:
         """A new folder; one that exists and holds anything is an error."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ExistsError(f"{path}: exists already, and nothing that exists is overwritten",
-                              "give another --out, or --resume to go on with it")
+        refuse_existing(path, "give another --out, or --resume to go on with it")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -121,6 +119,12 @@ class RunDir:
             for folder in [self.path, *self.path.glob("stages/*"), *self.path.glob("stages/*/checkpoints")]:
                 remove_leftovers(folder)
             yield
+
+
+def refuse_existing(path: Path, mend: str = "give another --out") -> None:
+    """Raise ExistsError where `path` is there, unless it is an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ExistsError(f"{path}: exists already, and nothing that exists is overwritten", mend)
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -285,13 +285,13 @@ def _deafness(ready: Prepared, test: Sequence[Example], recipe: Recipe,
     shuffled = _scores(swapped, ready.judge(swapped, "deafness test").p_pass, recipe).get("auroc")
     own = scores.get("auroc")
     if shuffled is None or own is None:
-        return {"hears": None, "message": "the test rows have one class only: the deafness test says nothing"}
+        return {"hears": None, "message": "The test rows have one class only, so the deafness test says nothing."}
     at_chance = abs(shuffled["value"] - 0.5) <= _CHANCE or shuffled["ci"][0] <= 0.5 <= shuffled["ci"][1]
     tells_apart = own["ci"][0] > 0.5
-    message = ("the verdict comes from the sound" if at_chance and tells_apart else
-               "the verdicts cannot be told from chance, with the right recordings or swapped ones"
+    message = ("The verdict comes from the sound." if at_chance and tells_apart else
+               "The verdicts cannot be told from chance, with the right recordings or swapped ones."
                if not tells_apart else
-               "part of the verdict does not come from the sound: AUROC stays away from chance when recordings are swapped")
+               "Part of the verdict does not come from the sound: with swapped recordings AUROC stays away from chance.")
     if not (at_chance and tells_apart):
         say(f"WARNING, deafness test: {message}")
     return {"auroc_shuffled": shuffled, "auroc": own, "hears": bool(at_chance and tells_apart), "message": message}

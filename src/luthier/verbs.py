@@ -18,7 +18,7 @@ from luthier.quickstart import headline, lay_out, shipped_recipes
 from luthier.recipe import Recipe, Scale
 from luthier.recipefile import digest, load_recipe, stage_recipes, to_yaml
 from luthier.records import RunManifest
-from luthier.rundir import RunDir
+from luthier.rundir import RunDir, refuse_existing
 
 KINDS = ("speaking", "expert", "describer", "assistant", "voice")
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "pyarrow", "soundfile", "av", "soxr",
@@ -82,12 +82,14 @@ def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
         if rundir.read_manifest()["hashes"]["recipe"] != digest(loaded):
             raise RequestError(f"{folder}: was begun with another recipe or other --set values",
                                f"give the same ones (they are in {rundir.recipe}), or another --out")
+        if not rundir.recipe.is_file():  # killed between the two first writes of a run
+            write_text(rundir.recipe, to_yaml(loaded))
         return rundir
     rundir = RunDir.create(folder)
-    write_text(rundir.recipe, to_yaml(loaded))
     write_json(rundir.manifest, RunManifest(
         name=loaded.name, status="new", created=_now(), seed=loaded.seed, stages=list(stage_recipes(loaded)), command=line,
         versions=versions(), machine={}, hashes={"recipe": digest(loaded)}).to_json())
+    write_text(rundir.recipe, to_yaml(loaded))
     return rundir
 
 
@@ -120,7 +122,7 @@ def report(folder: Path) -> Path:
     """Write report.html of a run from its records."""
     from luthier.outcome.report import write_report
 
-    return write_report(folder)
+    return write_report(RunDir.open(folder).path)
 
 
 def quickstart(out: Path) -> dict[str, Any]:
@@ -135,8 +137,7 @@ def rehearse(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (
 
     loaded = load_recipe(recipe, overrides)
     folder = out or Path(tempfile.mkdtemp(prefix="luthier-rehearsal-"))
-    if folder.exists() and any(folder.iterdir()):
-        raise ExistsError(f"{folder}: exists already, and nothing that exists is overwritten", "give another --out")
+    refuse_existing(folder)
     import yaml
 
     tree = rehearsal(loaded, folder / "standins")

@@ -82,5 +82,5 @@ class FeatureStore:
             except SafetensorError:
                 path.unlink()  # torn by a crash: made again below
         feature = make(reference).contiguous()
-        write_bytes(path, save({"feature": feature}))
+        write_bytes(path, save({"feature": feature}), durable=False)
         return feature
