@@ -44,7 +44,9 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(forms: Path) -> Path:
     """The quickstart's recipe over these tables, cut to one epoch."""
     text = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
-    text = text.replace("path: data/", f"path: {forms}/").replace("epochs: 8", "epochs: 1").replace("log_every: 5", "log_every: 1")
+    for old, new in (("path: data/", f"path: {forms}/"), ("epochs: 8", "epochs: 1"), ("log_every: 5", "log_every: 1")):
+        assert old in text
+        text = text.replace(old, new)
     path = forms.parent / "small.yaml"
     path.write_text(text + "\nevaluate: {resamples: 50}\n", encoding="utf-8")
     return path

@@ -31,7 +31,7 @@ def every(cls: type[LuthierError]) -> list[type[LuthierError]]:
 
 def made(cls: type[LuthierError]) -> LuthierError:
     if cls is RecipeError:
-        return RecipeError("r.yaml", ["train.epohcs: unknown key (did you mean epochs?)", "seed: 'x' is not a whole number"])
+        return RecipeError("r.yaml", ["train.epohcs: unknown key (did you mean epochs?)", "seed: 'x' is no number"])
     return MissingExtra("gguf", "export", "this") if cls is MissingExtra else cls("r.yaml: wrong", "put it right")
 
 
@@ -40,7 +40,8 @@ def test_every_verb_of_the_parser_is_tested_here() -> None:
     assert sorted(actions._group_actions[0].choices) == sorted(VERBS)
 
 
-@pytest.mark.parametrize("words", [["import"], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+@pytest.mark.parametrize("words", [["import"], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)],
+                         ids=" ".join)
 def test_help_shows_an_example_and_loads_no_heavy_library(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True, timeout=60,
                           env={"PATH": "", "PYTHONPATH": str(ROOT / "src")})
@@ -78,10 +79,12 @@ def test_the_exit_codes_are_those_of_the_contract() -> None:
     codes = {cls: cls.exit_code for cls in every(LuthierError)}
     assert {code for cls, code in codes.items() if issubclass(cls, errors.RequestError)} == {2}
     assert codes[errors.Interrupted] == 130
-    assert {code for cls, code in codes.items() if not issubclass(cls, (errors.RequestError, errors.Interrupted))} == {1}
+    others = (errors.RequestError, errors.Interrupted)
+    assert {code for cls, code in codes.items() if not issubclass(cls, others)} == {1}
 
 
-def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("LUTHIER_DEBUG", raising=False)
     monkeypatch.setattr(verbs, "doctor", lambda: 1 / 0)
     assert cli.main(["doctor"]) == 1
@@ -91,23 +94,28 @@ def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch, ca
     assert "Traceback" not in err
 
 
-def test_ctrl_c_prints_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
     def stop(*_args: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verbs, "run", stop)
     assert cli.main(["run", "a recipe.yaml", "--out", "runs/a", "--set", "train.epochs=3"]) == 130
-    assert capsys.readouterr().err.endswith("  luthier run 'a recipe.yaml' --out runs/a --set train.epochs=3 --resume\n")
+    line = "  luthier run 'a recipe.yaml' --out runs/a --set train.epochs=3 --resume\n"
+    assert capsys.readouterr().err.endswith(line)
     cli.main(["run", "r.yaml", "--resume"])
     assert capsys.readouterr().err.count("--resume") == 1
 
 
 REQUESTS = [
-    ["run", "absent.yaml"], ["check", "absent.yaml"], ["rehearse", "absent.yaml"], ["new", "speking"], ["new", "quickstart", "full"],
+    ["run", "absent.yaml"], ["check", "absent.yaml"], ["rehearse", "absent.yaml"], ["new", "speking"],
+    ["new", "quickstart", "full"],
     ["predict", "empty", "a.wav"], ["report", "empty"], ["score", "absent.jsonl"], ["quickstart", "--out", "full"],
-    ["quickstart", "--out", "file"], ["rehearse", "speaking.yaml", "--out", "full"], ["rehearse", "speaking.yaml", "--out", "file"],
+    ["quickstart", "--out", "file"], ["rehearse", "speaking.yaml", "--out", "full"],
+    ["rehearse", "speaking.yaml", "--out", "file"],
     ["run", "speaking.yaml", "--out", "full"], ["run", "speaking.yaml", "--out", "file"],
-    ["run", "speaking.yaml", "--out", "full", "--resume"], ["run", "speaking.yaml", "--set", "train.epohcs=3", "--out", "new"],
+    ["run", "speaking.yaml", "--out", "full", "--resume"],
+    ["run", "speaking.yaml", "--set", "train.epohcs=3", "--out", "new"],
     ["check", "broken.yaml"], ["check", "empty"],
 ]
 
@@ -132,7 +140,8 @@ def test_a_wrong_request_ends_with_2_says_what_to_do_and_changes_nothing(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("words", [[], ["sing"], ["run"], ["score", "p.jsonl", "--event", "jury"], ["predict", "runs/a"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["sing"], ["run"], ["score", "p", "--event", "jury"], ["predict", "runs/a"]],
+                         ids=" ".join)
 def test_words_that_are_no_command_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from luthier.schema import Message, Part, Provenance, Row, Target, content_id
 
 GRADES = st.floats(1, 5, allow_nan=False)
-PARTS = st.builds(Part, type=st.just("text"), text=st.text()) | st.builds(
-    Part, type=st.sampled_from(["image", "audio", "video"]), media=st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True))
+MEDIA = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
+PARTS = (st.builds(Part, type=st.just("text"), text=st.text())
+         | st.builds(Part, type=st.sampled_from(["image", "audio", "video"]), media=MEDIA))
 MESSAGES = st.builds(Message, role=st.sampled_from(["system", "user", "assistant", "tool"]),
                      content=st.lists(PARTS, max_size=3).map(tuple))
 RATERS = st.lists(GRADES, max_size=3).map(tuple)

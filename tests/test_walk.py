@@ -113,7 +113,8 @@ def test_resuming_with_another_recipe_is_refused(finished: Path, small: Path) ->
 @pytest.mark.parametrize("stage", ["1764", "1964"])
 def test_predict_gives_the_probability_of_the_record(finished: Path, tmp_path: Path, stage: str) -> None:
     recording, row = held_out(finished, stage, tmp_path)
-    record = next(item for item in read_jsonl(finished / "stages" / stage / "predictions.jsonl") if item["id"] == row.id)
+    records = read_jsonl(finished / "stages" / stage / "predictions.jsonl")
+    record = next(item for item in records if item["id"] == row.id)
     found = list(verbs.predict(finished, [recording], row.text, stage))
     assert len(found) == 1
     assert found[0]["p_pass"] == pytest.approx(record["p_pass"], abs=1e-6)

@@ -123,28 +123,36 @@ class Ours:
         return plan_micros(examples, batch_size=self.settings.train.batch_size, epochs=plan.epochs,
                            micro_batch_size=self.settings.train.micro_batch_size, seed=self.settings.seed)
 
-    def tune(self, examples: Sequence[Example], work: Path) -> tuple[float, float]:
-        """Tune in place. Returns (seconds in all, of which seconds for caching the frozen encoder's outputs)."""
+    def tune(self, rows: Sequence[Row], work: Path, examples: list[Example] | None = None) -> tuple[float, float]:
+        """Tune in place. Returns (seconds in all, of which seconds for features and encoding of rows).
+
+        Sound features that are not there, and `examples` that are not given, are made within the time.
+        """
         settings = self.settings.train
         optimizer = make_optimizer(self.model, settings, self.settings.model.learned_tokens.learning_rate)
-        plan, micros = make_plan(len(examples), settings), self.micros(examples)
-        begin = time.perf_counter()
-        store = self.store(frozen=adapters.sound_is_frozen(self.settings.model))
-        if store.encoded:
-            store.prepare(example.media for example in examples)
-        cached = time.perf_counter() - begin
+        plan = make_plan(len(rows), settings)
         shutil.rmtree(work, ignore_errors=True)
-        train(Job(self.model, optimizer, plan, settings, self.settings.seed, micros, examples, store,
+        begin = time.perf_counter()
+        store, examples = self._ready(rows, examples)
+        prepared = time.perf_counter() - begin
+        train(Job(self.model, optimizer, plan, settings, self.settings.seed, self.micros(examples), examples, store,
                   self.base.tokenizer.pad_token_id, self.devices,
                   Checkpoints(work / "checkpoints", self.settings.model.base), work / "metrics.jsonl"))
-        return time.perf_counter() - begin, cached
+        return time.perf_counter() - begin, prepared
 
-    def judge(self, examples: Sequence[Example], batch_size: int) -> tuple[np.ndarray, float]:
-        """(P(pass) in the order of the examples, seconds); sound features not yet cached are made within the time."""
+    def judge(self, rows: Sequence[Row], batch_size: int,
+              examples: list[Example] | None = None) -> tuple[np.ndarray, float]:
+        """(P(pass) in the order of the rows, seconds); what is missing is made within the time, as in `tune`."""
         begin = time.perf_counter()
-        store = self.store(frozen=adapters.sound_is_frozen(self.settings.model))
+        store, examples = self._ready(rows, examples)
         judge = Judge(self.model, store, self.devices, self.base.tokenizer.pad_token_id, batch_size)
         return judge(examples).p_pass, time.perf_counter() - begin
+
+    def _ready(self, rows: Sequence[Row], examples: list[Example] | None) -> tuple[FeatureStore, list[Example]]:
+        store = self.store(frozen=adapters.sound_is_frozen(self.settings.model))
+        if examples is None:
+            examples = self.examples(rows, store.prepare(row.media[0] for row in rows))
+        return store, examples
 
     def forget(self, *, mel: bool) -> None:
         """Throw cached encoder outputs away, and log-mel too where `mel`, so that the next run pays for them again."""
@@ -160,9 +168,10 @@ class Ours:
         self.model.eval()
         mels, worst = self.store(frozen=False), 0.0
         for example in examples:
+            mel = mels.load(example.media)[None].to(self.devices.device)
             plain = self.model.language_model(
-                input_ids=torch.tensor([example.ids], device=self.devices.device),
-                audio_embed_sizes=torch.tensor([example.sound_length]), audio_input_features=mels.load(example.media)[None].to(self.devices.device)).logits[0, -1]
+                input_ids=torch.tensor([example.ids], device=self.devices.device), audio_input_features=mel,
+                audio_embed_sizes=torch.tensor([example.sound_length])).logits[0, -1]
             for frozen in {False, adapters.sound_is_frozen(self.settings.model)}:
                 batch = collate([example], self.store(frozen=frozen), self.base.tokenizer.pad_token_id)
                 _, logits = self.model(batch.to(self.devices.device))

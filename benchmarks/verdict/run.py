@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 DATA = ROOT.parent / "shared" / "data" / "speaking"
 sys.path[:0] = [str(HERE), str(ROOT / "src")]
 TABLES = {name: DATA / f"form-{name}.parquet" for name in ("1764-train", "1764-test", "1964-train")}
-SEED, SCORE_BATCH, EPOCHS, RATE, BASE_EPOCHS, BASE_RATE = 17, 32, 5, 1e-3, 6, 2e-3
+SEED, SCORE_BATCH, EPOCHS, RATE, BASE_EPOCHS, BASE_RATE = 17, 32, 5, 1e-3, 5, 2e-3
 JOBS = (("lora", False), ("lora", True), ("full", False), ("full", True))
 """(what is tuned, whether log-mel is ready-made for both)."""
 
@@ -40,6 +40,8 @@ class Bench:
     test: list[Any]
     base: str
     work: Path
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Sound tokens by recording, for the order of rows."""
     found: dict[str, list[float]] = field(default_factory=dict)
     """Every figure measured, one value a repeat."""
 
@@ -69,8 +71,8 @@ def main() -> int:
                     side(bench, tuning, ready)
     result = {"machine": {"processors": os.cpu_count(), "threads": options.threads, "platform": platform.machine(),
                           "torch": torch.__version__, "transformers": transformers.__version__},
-              "rows": {"train": len(bench.train), "test": len(bench.test), "epochs": EPOCHS}, "repeats": options.repeats,
-              "figures": bench.found}
+              "rows": {"train": len(bench.train), "test": len(bench.test), "epochs": EPOCHS},
+              "repeats": options.repeats, "figures": bench.found}
     options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(_table(bench))
     print(f"written: {options.out}")
@@ -100,11 +102,12 @@ def _prepare(count: int, work: Path) -> Bench:
               if row.id not in taken and row.group not in speakers]
     bench = Bench(recordings, train, test, settings.model.base, work)
     model, script = _their_model(bench, "full")
-    order = [row for _, rows in zip(range(BASE_EPOCHS), iter(lambda: others, None), strict=False)
-             for row in ours.seeded_draw(rows, len(rows), SEED + _)]
+    order = [row for epoch in range(BASE_EPOCHS) for row in ours.seeded_draw(others, len(others), SEED + epoch)]
     rows = users_manner.Recordings(script, _clips(bench, order), ready=True)
     seconds = users_manner.tune(model, rows, _settings(BASE_RATE), str(work / "base-run"))
     bench.base = str(work / "base")
+    side = ours.Ours.build(settings, recordings, work / "mel ready")
+    bench.lengths = side.lengths([*train, *test])
     for part in (model.cpu().eval(), script.tokenizer, script.extractor):
         part.save_pretrained(bench.base)
     print(f"base: the toy tuned on {len(others)} other rows, {BASE_EPOCHS} epochs, {seconds:.0f} s", file=sys.stderr)
@@ -114,6 +117,7 @@ def _prepare(count: int, work: Path) -> Bench:
 def _their_model(bench: Bench, tuning: str) -> tuple[Any, Any]:
     """The bare or LoRA model with the same trainable weights as ours, and the script around it."""
     import ours
+    import torch
     import users_manner
     from peft import LoraConfig, get_peft_model
 
@@ -123,12 +127,14 @@ def _their_model(bench: Bench, tuning: str) -> tuple[Any, Any]:
     settings = ours.recipe(bench.base, tuning, EPOCHS, RATE, SEED)
     base = load_base(settings.model)
     lora = settings.model.lora
+    torch.manual_seed(SEED)
     model = adapters.attach(base, settings.model, {}, SEED) if tuning == "full" else get_peft_model(
         base.model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
                                target_modules=base.family.decoder_pattern))
     script = users_manner.Script(
         base.tokenizer, base.extractor, lambda data: ours.load_audio(data, bench.recordings.limits),
-        base.family.audio_token_id(base.model), base.tokenizer.convert_tokens_to_ids("<|end|>"), settings.task.instruction)
+        base.family.audio_token_id(base.model), base.tokenizer.convert_tokens_to_ids("<|end|>"),
+        settings.task.instruction)
     return model, script
 
 
@@ -152,20 +158,20 @@ def _ours(bench: Bench, tuning: str, ready: bool) -> None:
     """One run of ours. What is cached is made within the time; log-mel beforehand where `ready`."""
     import ours
 
-    side = ours.Ours.build(ours.recipe(bench.base, tuning, EPOCHS, RATE, SEED), bench.recordings, bench.work / "features")
-    lengths = side.lengths([*bench.train, *bench.test])
-    train, test = side.examples(bench.train, lengths), side.examples(bench.test, lengths)
+    settings = ours.recipe(bench.base, tuning, EPOCHS, RATE, SEED)
+    side = ours.Ours.build(settings, bench.recordings, bench.work / ("mel ready" if ready else "from files"))
+    train, test = (side.examples(rows, bench.lengths) for rows in (bench.train, bench.test))
     bench.note(f"{tuning} logit difference", side.largest_difference(test[:8]))
     side.forget(mel=not ready)
     name = f"{tuning}{' ready' if ready else ''}"
-    seconds, cached = side.tune(train, bench.work / "run")
+    seconds, prepared = side.tune(bench.train, bench.work / "run", train if ready else None)
     bench.note(f"{name} train ours", len(train) * EPOCHS / seconds)
-    bench.note(f"{name} train ours, seconds of it caching", cached)
-    p_pass, seconds = side.judge(test, SCORE_BATCH)
+    bench.note(f"{name} train ours, seconds of it before the first step", prepared)
+    p_pass, seconds = side.judge(bench.test, SCORE_BATCH, test if ready else None)
     bench.note(f"{name} score ours", len(test) / seconds)
     bench.note(f"{name} auroc ours", _auroc(bench, p_pass))
     if ready:
-        bench.note(f"{name} score again ours", len(test) / side.judge(test, SCORE_BATCH)[1])
+        bench.note(f"{name} score again ours", len(test) / side.judge(bench.test, SCORE_BATCH, test)[1])
 
 
 def _theirs(bench: Bench, tuning: str, ready: bool) -> None:
@@ -174,8 +180,9 @@ def _theirs(bench: Bench, tuning: str, ready: bool) -> None:
     import ours
     import users_manner
 
-    plan = ours.Ours.build(ours.recipe(bench.base, tuning, EPOCHS, RATE, SEED), bench.recordings, bench.work / "order")
-    micros = plan.micros(plan.examples(bench.train, plan.lengths(bench.train)))
+    settings = ours.recipe(bench.base, tuning, EPOCHS, RATE, SEED)
+    plan = ours.Ours.build(settings, bench.recordings, bench.work / "mel ready")
+    micros = plan.micros(plan.examples(bench.train, bench.lengths))
     order = [bench.train[i] for micro in micros for i in micro.rows]
     model, script = _their_model(bench, tuning)
     name = f"{tuning}{' ready' if ready else ''}"

@@ -139,14 +139,12 @@ def tune(model: Any, rows: Recordings, settings: Settings, folder: str) -> float
 def verdicts(model: Any, rows: Recordings, batch_size: int) -> tuple[list[float | None], float]:
     """(P(pass) of every row by generation, None where the text cannot be read; seconds).
 
-    Batches are taken in the order of the rows' prompt lengths where rows are ready, else in the order given.
+    Recordings of similar file size share a batch.
     """
     model.eval()
     script = rows.script
     begin = time.perf_counter()
-    order = list(range(len(rows)))
-    if rows.rows is not None:
-        order.sort(key=lambda i: len(rows[i]["prompt"]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows.clips[i].audio))
     found: list[float | None] = [None] * len(rows)
     for start in range(0, len(order), batch_size):
         part = order[start:start + batch_size]

@@ -128,7 +128,8 @@ def _base(stage: Recipe, tables: dict[str, Table], found: Checked) -> None:
     found.figures["parameters"] = {"trained": trained, "total": total, "bytes": memory}
     found.sections.append(f"model: {base_name}, {total:,} parameters, {trained:,} trained ({stage.model.tuning}); about "
                           f"{memory / 2**20:,.0f} MiB for weights, gradients and AdamW, activations on top")
-    _template(stage, base, tables, found, about.answers)
+    if _template(stage, base, tables, found, about.answers):
+        _time(stage, base, model, tables, found)
 
 
 def _hub_base(stage: Recipe, found: Checked) -> None:
@@ -145,19 +146,33 @@ def _hub_base(stage: Recipe, found: Checked) -> None:
                               "  mend: check the network, or --set model.base=FOLDER (toy:phi4-multimodal to try)")
 
 
-def _template(stage: Recipe, base: Any, tables: dict[str, Table], found: Checked, answers: dict[str, int]) -> None:
+def _template(stage: Recipe, base: Any, tables: dict[str, Table], found: Checked, answers: dict[str, int]) -> bool:
     """The prompt of a first row as the model will see it, with its read-out position."""
     from luthier.models.encode import PromptEncoder
 
     rows = [item for source in tables.values() for item in source.rows]
     if not rows:
-        return
+        return False
     audio = base.family.audio_token_id(base.model)
     encoder = PromptEncoder(base.tokenizer, audio, stage.task.instruction, stage.model.learned_tokens, stage.model.max_tokens)
     encoded = encoder.prompt_ids(rows[0].row.text, 3)
     if isinstance(encoded, str):
         found.problems.append(f"the first row cannot be encoded: {encoded}")
-        return
+        return False
     found.sections.append(f"prompt of the first row (sound shown as 3 tokens):\n  {base.tokenizer.decode(encoded[0])!r}\n"
                           f"  read-out at its last position; answers: pass = token {answers['pass']}, "
                           f"fail = token {answers['fail']}")
+    return True
+
+
+def _time(stage: Recipe, base: Any, model: Any, tables: dict[str, Table], found: Checked) -> None:
+    """Train a few rows on this machine, throw the result away, and multiply."""
+    from luthier.evaluate.probe import seconds_per_row
+
+    items = [item for source in tables.values() for item in source.rows][: stage.train.micro_batch_size]
+    with tempfile.TemporaryDirectory(prefix="luthier-probe-") as folder:
+        seconds = seconds_per_row(stage, base, model, items, tables, Path(folder))
+    rows = {name: plan * stage.train.batch_size for name, plan in found.figures.get("steps", {}).items()}
+    found.figures["seconds"] = {name: round(seconds * count, 1) for name, count in rows.items()}
+    found.sections.append(f"time on this machine, from {len(items)} rows tried ({seconds * 1000:.1f} ms each): " + ", ".join(
+        f"stage {name} about {value / 60:.1f} minutes" for name, value in found.figures["seconds"].items()))

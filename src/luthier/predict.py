@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
     devices = Devices(chosen.model.dtype)
     devices.place(model)
     waves: dict[str, Any] = {}
-    store = FeatureStore(run.features, base.family, base.extractor, waves.__getitem__, base.model)
+    scratch = tempfile.TemporaryDirectory(prefix="luthier-predict-")  # a finished run is never written to
+    store = FeatureStore(Path(scratch.name), base.family, base.extractor, waves.__getitem__, base.model)
     audio = base.family.audio_token_id(base.model)
     encoder = PromptEncoder(base.tokenizer, audio, chosen.task.instruction, chosen.model.learned_tokens, chosen.model.max_tokens)
     judge = Judge(model, store, devices, base.tokenizer.pad_token_id)

@@ -47,8 +47,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _stage_problems(tree: dict[str, Any], recipe: Recipe, name: str, earlier: list[str], known: list[str]) -> list[str]:
-    """What is wrong with one stage. A mistake outside the stages is every stage's, and is said once, without a stage."""
+def _stage_problems(tree: dict[str, Any], recipe: Recipe, name: str, earlier: list[str],
+                    known: list[str]) -> list[str]:
+    """What is wrong with one stage. A mistake outside the stages is said once, without a stage's name."""
     prefix, found = f"stages.{name}.", list[str]()
     if not _FOLDER.fullmatch(name):
         found.append(f"stages.{name}: a stage's name becomes a folder (letters, digits, dots, - and _)")
@@ -69,7 +70,8 @@ def _unused(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
     stages = stage_recipes(recipe).values()
     used = {name for stage in stages for name in (*stage.data.train, *stage.data.test)}
     named = {override.split(".")[2] for override in overrides if re.match(r"data\.sources\.[^.=]+\.", override)}
-    return [f"data.sources.{name}: no train or test list names it ({_suggest(name, sorted(used))})" for name in sorted(named - used)]
+    return [f"data.sources.{name}: no train or test list names it ({_suggest(name, sorted(used))})"
+            for name in sorted(named - used)]
 
 
 def stage_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -107,7 +109,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+                twice = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -133,7 +136,9 @@ def resolve(tree: dict[str, Any], problems: list[str], stage: str = "") -> Recip
         variables = {str(k): str(v) for k, v in variables.items()} if isinstance(variables, dict) else {}
         merged = _substitute(merged, variables, problems, f"stages.{stage}.")
     stages = merged.get("stages") or {}
-    merged["stages"] = {str(name): value or {} for name, value in stages.items()} if isinstance(stages, dict) else stages
+    if isinstance(stages, dict):
+        stages = {str(name): value or {} for name, value in stages.items()}
+    merged["stages"] = stages
     recipe: Recipe = _build(Recipe, merged, f"stages.{stage}." if stage else "", problems)
     if not stage and not recipe.stages:
         variables = {str(k): str(v) for k, v in recipe.vars.items()}

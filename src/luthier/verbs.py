@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.console import say, table
-from luthier.errors import ExistsError, RecipeError, RequestError
+from luthier.errors import ExistsError, Interrupted, RecipeError, RequestError
 from luthier.files import MANIFEST, read_json, write_json, write_text
 from luthier.quickstart import headline, lay_out, shipped_recipes
 from luthier.recipe import Recipe, Scale
@@ -65,7 +65,8 @@ def _run(loaded: Recipe, source: Path, out: Path | None, overrides: Sequence[str
         try:
             _work(rundir, loaded, resume, f"{line} --resume")
         except BaseException as error:
-            rundir.update_manifest(status="failed" if isinstance(error, Exception) else "interrupted")
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+            rundir.update_manifest(status="interrupted" if stopped else "failed")
             raise
         rundir.update_manifest(status="finished", finished=_now())
         report(rundir.path)
@@ -87,8 +88,8 @@ def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
         return rundir
     rundir = RunDir.create(folder)
     write_json(rundir.manifest, RunManifest(
-        name=loaded.name, status="new", created=_now(), seed=loaded.seed, stages=list(stage_recipes(loaded)), command=line,
-        versions=versions(), machine={}, hashes={"recipe": digest(loaded)}).to_json())
+        name=loaded.name, status="new", created=_now(), seed=loaded.seed, stages=list(stage_recipes(loaded)),
+        command=line, versions=versions(), machine={}, hashes={"recipe": digest(loaded)}).to_json())
     write_text(rundir.recipe, to_yaml(loaded))
     return rundir
 
@@ -153,14 +154,15 @@ def predict(folder: Path, inputs: Sequence[Path], question: str = "", stage: str
     yield from run_predict(RunDir.open(folder), inputs, question, stage)
 
 
-def score(predictions: Path, labels: Path | None = None, pass_mark: float = 4.0, event: str = "panel") -> dict[str, Any]:
+def score(predictions: Path, labels: Path | None = None, pass_mark: float = 4.0,
+          event: str = "panel") -> dict[str, Any]:
     """Metrics of verdicts from a file of predictions, of ours or from elsewhere."""
     from luthier.assess.outside import read_predictions, score_outside
 
     outside = read_predictions(predictions, labels)
     scores = score_outside(outside, Scale(pass_mark=pass_mark), event=event)
-    rows = [[name, f"{value['value']:.4f}", "–" if not value.get("ci") else f"{value['ci'][0]:.3f} .. {value['ci'][1]:.3f}",
-             value["n"]] for name, value in scores.items() if isinstance(value, dict) and "value" in value]
+    rows = [[name, f"{value['value']:.4f}",
+             "–" if not value.get("ci") else f"{value['ci'][0]:.3f} .. {value['ci'][1]:.3f}", value["n"]] for name, value in scores.items() if isinstance(value, dict) and "value" in value]
     say(table(["score", "value", "95 % interval", "n"], rows))
     for line in outside.unreadable[:10]:
         say(f"unreadable, counted as wrong: {line}")

@@ -109,7 +109,8 @@ def recipe_of() -> Callable[[dict[str, Any]], Recipe]:
 @pytest.fixture(scope="session")
 def bench(features: Path) -> Callable[..., Bench]:
     """A factory: `bench({"task.readout": "head"}, rows=8)` builds the model of `build_model` and encodes its rows."""
-    def make(changes: dict[str, Any] | None = None, *, rows: int = 8, seed: int = 3, frozen: bool | None = None) -> Bench:
+    def make(changes: dict[str, Any] | None = None, *, rows: int = 8, seed: int = 3,
+             frozen: bool | None = None) -> Bench:
         recipe = _recipe(changes or {})
         base, model, about, fresh = build_model(recipe, seed)
         frozen = sound_is_frozen(recipe.model) if frozen is None else frozen

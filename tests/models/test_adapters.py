@@ -156,6 +156,12 @@ def test_nearly_every_lora_element_moves_at_a_small_rate(bench, dtype):
     assert all(bool((before[k] != after[k]).all()) for k in tokens)
 
 
+@pytest.mark.parametrize("make", ["lora", "lora and encoder", "full"])
+def test_what_is_tuned_is_float32_on_a_bfloat16_base(bench, make):
+    one = bench({**MAKES[make], "model.dtype": "bfloat16"}, rows=2)
+    assert {p.dtype for p in one.model.parameters() if p.requires_grad} == {torch.float32}
+
+
 @pytest.mark.parametrize("make", ["lora", "full"])
 def test_every_tuned_tensor_gets_a_gradient(bench, make):
     one = bench({**MAKES[make], "task.readout": "tokens"}, frozen=False)

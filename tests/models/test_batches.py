@@ -14,8 +14,8 @@ from luthier.models.encode import Example
 
 
 def make(number: int, length: int, grade: float) -> Example:
-    return Example(f"row{number}", "s", f"g{number}", tuple(range(1, length + 1)), f"sha256:{number}", 1, 2, grade, grade / 5,
-                   round(grade * 2 - 2))
+    return Example(f"row{number}", "s", f"g{number}", tuple(range(1, length + 1)), f"sha256:{number}", 1, 2, grade,
+                   grade / 5, round(grade * 2 - 2))
 
 
 def made(count: int) -> list[Example]:
@@ -23,7 +23,8 @@ def made(count: int) -> list[Example]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 99), st.integers(0, 9))
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 99),
+       st.integers(0, 9))
 def test_an_epoch_is_a_permutation_and_pure(lengths, batch_size, seed, epoch):
     order = epoch_order(lengths, batch_size, seed, epoch)
     assert sorted(row for rows in order for row in rows) == list(range(len(lengths)))
@@ -33,7 +34,7 @@ def test_an_epoch_is_a_permutation_and_pure(lengths, batch_size, seed, epoch):
 
 
 def test_epochs_and_seeds_differ_and_the_global_state_is_left():
-    lengths = [e for e in range(64)]
+    lengths = list(range(64))
     before = torch.random.get_rng_state()
     orders = [str(epoch_order(lengths, 4, seed, epoch)) for seed in (1, 2) for epoch in range(4)]
     assert len(set(orders)) == len(orders)

@@ -87,7 +87,8 @@ def test_ordinal_stays_finite_at_extreme_scores_and_tiny_gaps(score, gap):
     assert bool(torch.isfinite(log_p).all())
     assert float(log_p.detach().double().exp().sum()) == pytest.approx(1, abs=1e-5)
     for level in range(K + 1):
-        grads = torch.autograd.grad(ordinal_likelihood(scores, thresholds, torch.tensor([level])).sum, (scores, thresholds))
+        loss = ordinal_likelihood(scores, thresholds, torch.tensor([level])).sum
+        grads = torch.autograd.grad(loss, (scores, thresholds))
         assert all(bool(torch.isfinite(g).all()) for g in grads)
 
 
@@ -112,7 +113,7 @@ def test_ranking_of_no_pairs_is_zero_with_a_gradient_of_zero():
     score = torch.randn(4, requires_grad=True)
     found = pairwise_ranking(score, [])
     found.sum.backward()
-    assert (float(found.sum), found.weight) == (0.0, 0.0)
+    assert (found.sum.item(), found.weight) == (0.0, 0.0)
     assert bool((score.grad == 0).all())
 
 

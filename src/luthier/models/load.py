@@ -8,11 +8,13 @@ our adapter goes on top, so that one adapter is trained, saved and loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from luthier.errors import RequestError, SourceError
@@ -58,19 +60,29 @@ def _load_native(config: ModelConfig, revision: str | None) -> tuple[Any, Any, A
             raise RequestError(f"model.base: {config.base} has architecture {found.model_type!r}",
                                f"choose one of: {', '.join(FAMILIES)}; for Phi-4-multimodal set model.revision to "
                                f"{PHI4_MULTIMODAL.revision}, the layout without remote code")
-        return (AutoModelForCausalLM.from_pretrained(config.base, dtype=DTYPES[config.dtype], **where),
-                AutoTokenizer.from_pretrained(config.base, **where),
+        model, loading = AutoModelForCausalLM.from_pretrained(config.base, dtype=DTYPES[config.dtype],
+                                                              output_loading_info=True, **where)
+        _refuse_missing(config.base, FAMILIES[found.model_type], loading["missing_keys"])
+        return (model, AutoTokenizer.from_pretrained(config.base, **where),
                 AutoFeatureExtractor.from_pretrained(config.base, **where))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:200]
         raise SourceError(f"model.base: {config.base} cannot be loaded: {first}",
                           "check the name and the network, or give a local folder: --set model.base=FOLDER "
                           "(--set model.base=toy:phi4-multimodal to try the recipe without weights)") from error
 
 
+def _refuse_missing(name: str, family: Family, keys: Iterable[str]) -> None:
+    """The library gives weights that a checkpoint lacks random values, and only prints a report."""
+    missing = sorted(key for key in keys if not key.startswith(family.frozen))
+    if missing:
+        raise RequestError(f"model.base: {name} lacks {len(missing)} weights, such as {missing[0]}",
+                           "fetch it again, or set model.revision to one with the native layout")
+
+
 def _adapter_folder(config: ModelConfig, revision: str | None) -> Path:
     folder = Path(config.base) / config.builtin_adapter
-    if folder.is_dir():
+    if Path(config.base).is_dir():
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

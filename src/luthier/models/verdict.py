@@ -66,7 +66,7 @@ class VerdictHead(nn.Module):
             self.score.weight.copy_(direction[None].float())
             self.score.bias.zero_()
             if self.first is not None and self.gaps is not None:
-                total = sum(level_counts) + len(level_counts)
+                total = sum(level_counts) + 0.5 * len(level_counts)
                 above = [(sum(level_counts[k + 1:]) + 0.5 * (len(level_counts) - k - 1)) / total
                          for k in range(len(level_counts) - 1)]
                 places = [-math.log(p / (1 - p)) for p in above]

@@ -1,0 +1,49 @@
+"""How long a row takes here: a few are trained for real, and the result is thrown away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.data.media import load_audio
+from luthier.data.table import Table, TableRow
+from luthier.models.adapters import sound_is_frozen
+from luthier.models.batches import collate
+from luthier.models.encode import PromptEncoder, encode_rows
+from luthier.models.features import FeatureStore
+from luthier.models.load import Base
+from luthier.models.verdict import StepWeights, VerdictModel
+from luthier.recipe import Recipe
+from luthier.runtime.devices import Devices
+
+
+def seconds_per_row(recipe: Recipe, base: Base, model: VerdictModel, items: Sequence[TableRow],
+                    tables: dict[str, Table], folder: Path) -> float:
+    """Seconds of one row's forward and backward pass, without making its features (that happens once)."""
+    devices = Devices(recipe.model.dtype)
+    devices.place(model)
+
+    def waveform(reference: str) -> Any:
+        table = next(t for t in tables.values() if any(reference in item.row.media for item in t.rows))
+        return load_audio(table.media_bytes(reference), recipe.data.limits)
+
+    store = FeatureStore(folder, base.family, base.extractor, waveform, base.model, sound_is_frozen(recipe.model))
+    lengths = store.prepare(item.row.media[0] for item in items)
+    encoder = PromptEncoder(base.tokenizer, base.family.audio_token_id(base.model), recipe.task.instruction,
+                            recipe.model.learned_tokens, recipe.model.max_tokens)
+    examples, _ = encode_rows([item.row for item in items], encoder, lengths, lambda row: (0.5, 0))
+    if not examples:
+        return 0.0
+    batch = collate(examples, store, base.tokenizer.pad_token_id).to(devices.device)
+    best = float("inf")
+    for _ in range(3):  # the first pass warms up
+        begin = time.monotonic()
+        with devices.precision():
+            loss, _ = model.loss(batch, StepWeights(len(examples), 0.0))
+        loss.backward()
+        float(loss)
+        best = min(best, time.monotonic() - begin)
+        model.zero_grad(set_to_none=True)
+    return best / len(examples)
