@@ -222,8 +222,8 @@ def test_the_digest_depends_on_every_change(write: Any) -> None:
     assert len({digest(item) for item in [recipe, *others]}) == 4
 
 
-WORDS = st.sampled_from([*("name vars seed model data task train test stages sources columns lora scale target table answers "
-                           "start_from base a ${a} ${b toy:llama").split(), ""])
+WORDS = st.sampled_from([*("name vars seed model data task train test stages sources columns lora scale target table "
+                           "answers start_from base a ${a} ${b toy:llama").split(), ""])
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | WORDS | st.dates()
 TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3)
                      | st.dictionaries(WORDS | st.integers(), inner, max_size=4))

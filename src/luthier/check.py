@@ -80,7 +80,7 @@ def _sources(recipe: Recipe, stages: dict[str, Recipe], folder: Path, found: Che
             continue
         grades = Counter(item.row.target.grade for item in tables[name].rows)
         minutes = sum(item.seconds for item in tables[name].rows) / 60
-        lines.append([name, split, len(tables[name].rows), f"{minutes:.1f}",
+        lines.append([name, split, str(len(tables[name].rows)), f"{minutes:.1f}",
                       " ".join(f"{grade:g}:{count}" for grade, count in sorted(grades.items(), key=lambda g: g[0] or 0))])
         found.figures.setdefault("rows", {})[name] = len(tables[name].rows)
         ledger = (folder / name / "ledger.jsonl").read_text(encoding="utf-8").splitlines()[0]

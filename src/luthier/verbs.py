@@ -162,7 +162,8 @@ def score(predictions: Path, labels: Path | None = None, pass_mark: float = 4.0,
     outside = read_predictions(predictions, labels)
     scores = score_outside(outside, Scale(pass_mark=pass_mark), event=event)
     rows = [[name, f"{value['value']:.4f}",
-             "–" if not value.get("ci") else f"{value['ci'][0]:.3f} .. {value['ci'][1]:.3f}", value["n"]] for name, value in scores.items() if isinstance(value, dict) and "value" in value]
+             "–" if not value.get("ci") else f"{value['ci'][0]:.3f} .. {value['ci'][1]:.3f}", value["n"]]
+            for name, value in scores.items() if isinstance(value, dict) and "value" in value]
     say(table(["score", "value", "95 % interval", "n"], rows))
     for line in outside.unreadable[:10]:
         say(f"unreadable, counted as wrong: {line}")

@@ -43,7 +43,7 @@ def seconds_per_row(recipe: Recipe, base: Base, model: VerdictModel, items: Sequ
         with devices.precision():
             loss, _ = model.loss(batch, StepWeights(len(examples), 0.0))
         loss.backward()
-        float(loss)
+        float(loss.detach())
         best = min(best, time.monotonic() - begin)
         model.zero_grad(set_to_none=True)
     return best / len(examples)
