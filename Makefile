@@ -16,6 +16,7 @@ test-all: .venv/ready
 	$(BIN)/pytest -m "slow or not slow"
 
 check: .venv/ready
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -1,6 +1,5 @@
 """Shared by the end-to-end tests: simulated tables, a small recipe over them, one finished run, the command line."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,24 +8,26 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+from support.children import ROOT, environment
+
 Luthier = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """A child's environment: offline, one thread, and this checkout's package."""
-    kept = {name: value for name, value in os.environ.items() if name != "LUTHIER_DEBUG"}
-    return {**kept, **OFFLINE, "PYTHONPATH": str(ROOT / "src"), **more}
 
 
 @pytest.fixture(scope="session")
 def luthier() -> Luthier:
     """The command line in a process of its own."""
+
     def call(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         more = options.pop("env", {})
-        return subprocess.run([sys.executable, "-m", "luthier.cli", *map(str, words)], capture_output=True, text=True,
-                              timeout=120, env=environment(**more), **options)
+        return subprocess.run(
+            [sys.executable, "-m", "luthier.cli", *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment(**more),
+            **options,
+        )
+
     return call
 
 

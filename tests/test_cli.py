@@ -40,11 +40,17 @@ def test_every_verb_of_the_parser_is_tested_here() -> None:
     assert sorted(actions._group_actions[0].choices) == sorted(VERBS)
 
 
-@pytest.mark.parametrize("words", [["import"], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)],
-                         ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["import"], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join
+)
 def test_help_shows_an_example_and_loads_no_heavy_library(words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True, timeout=60,
-                          env={"PATH": "", "PYTHONPATH": str(ROOT / "src")})
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": "", "PYTHONPATH": str(ROOT / "src")},
+    )
     assert done.returncode == 0, done.stderr
     text, _, loaded = done.stderr.rpartition("LOADED")
     assert text == ""
@@ -57,7 +63,8 @@ def test_help_shows_an_example_and_loads_no_heavy_library(words: list[str]) -> N
 
 @pytest.mark.parametrize("error", every(LuthierError), ids=lambda cls: cls.__name__)
 def test_each_error_is_an_exit_code_and_a_message_with_its_mend(
-        error: type[LuthierError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    error: type[LuthierError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
         raise made(error)
 
@@ -83,8 +90,9 @@ def test_the_exit_codes_are_those_of_the_contract() -> None:
     assert {code for cls, code in codes.items() if not issubclass(cls, others)} == {1}
 
 
-def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_foresaw_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("LUTHIER_DEBUG", raising=False)
     monkeypatch.setattr(verbs, "doctor", lambda: 1 / 0)
     assert cli.main(["doctor"]) == 1
@@ -94,8 +102,9 @@ def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch,
     assert "Traceback" not in err
 
 
-def test_ctrl_c_prints_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_the_line_that_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(*_args: Any) -> None:
         raise KeyboardInterrupt
 
@@ -108,21 +117,31 @@ def test_ctrl_c_prints_the_line_that_resumes(monkeypatch: pytest.MonkeyPatch,
 
 
 REQUESTS = [
-    ["run", "absent.yaml"], ["check", "absent.yaml"], ["rehearse", "absent.yaml"], ["new", "speking"],
+    ["run", "absent.yaml"],
+    ["check", "absent.yaml"],
+    ["rehearse", "absent.yaml"],
+    ["new", "speking"],
     ["new", "quickstart", "full"],
-    ["predict", "empty", "a.wav"], ["report", "empty"], ["score", "absent.jsonl"], ["quickstart", "--out", "full"],
-    ["quickstart", "--out", "file"], ["rehearse", "speaking.yaml", "--out", "full"],
+    ["predict", "empty", "a.wav"],
+    ["report", "empty"],
+    ["score", "absent.jsonl"],
+    ["quickstart", "--out", "full"],
+    ["quickstart", "--out", "file"],
+    ["rehearse", "speaking.yaml", "--out", "full"],
     ["rehearse", "speaking.yaml", "--out", "file"],
-    ["run", "speaking.yaml", "--out", "full"], ["run", "speaking.yaml", "--out", "file"],
+    ["run", "speaking.yaml", "--out", "full"],
+    ["run", "speaking.yaml", "--out", "file"],
     ["run", "speaking.yaml", "--out", "full", "--resume"],
     ["run", "speaking.yaml", "--set", "train.epohcs=3", "--out", "new"],
-    ["check", "broken.yaml"], ["check", "empty"],
+    ["check", "broken.yaml"],
+    ["check", "empty"],
 ]
 
 
 @pytest.mark.parametrize("words", REQUESTS, ids=" ".join)
 def test_a_wrong_request_ends_with_2_says_what_to_do_and_changes_nothing(
-        words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LUTHIER_DEBUG", raising=False)
     (tmp_path / "empty").mkdir()
@@ -140,8 +159,9 @@ def test_a_wrong_request_ends_with_2_says_what_to_do_and_changes_nothing(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("words", [[], ["sing"], ["run"], ["score", "p", "--event", "jury"], ["predict", "runs/a"]],
-                         ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["sing"], ["run"], ["score", "p", "--event", "jury"], ["predict", "runs/a"]], ids=" ".join
+)
 def test_words_that_are_no_command_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
@@ -152,14 +172,20 @@ def test_words_that_are_no_command_end_with_2(words: list[str], capsys: pytest.C
 def strict(text: str) -> Any:
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is not JSON")
+
     return json.loads(text, parse_constant=refuse)
 
 
 def test_json_is_one_object_on_the_last_line_of_standard_output(
-        tmp_path: Path, small: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, key in ((["doctor"], "versions"), (["new", "speaking", tmp_path], "recipe"), (["check", small], "steps"),
-                       (["score", finished / "stages/1764/predictions.jsonl"], "auroc"),
-                       (["run", small, "--out", tmp_path / "run"], "stages")):
+    tmp_path: Path, small: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, key in (
+        (["doctor"], "versions"),
+        (["new", "speaking", tmp_path], "recipe"),
+        (["check", small], "steps"),
+        (["score", finished / "stages/1764/predictions.jsonl"], "auroc"),
+        (["run", small, "--out", tmp_path / "run"], "stages"),
+    ):
         assert cli.main([*map(str, words), "--json"]) == 0
         found = strict(capsys.readouterr().out.splitlines()[-1])
         assert isinstance(found, dict)

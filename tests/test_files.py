@@ -35,6 +35,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(params=["write", "fsync", "replace"])
 def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A disk that fills at one of the three moments of a write."""
+
     def fail(*_args: Any, **_kwargs: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -43,14 +44,22 @@ def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     elif request.param == "replace":
         monkeypatch.setattr(Path, "replace", fail)
     else:
+
         class HalfWritten(io.FileIO):
             def write(self, data: Any) -> int:
                 super().write(bytes(data)[: len(data) // 2])
                 return int(fail())
 
         before = Path.open
-        monkeypatch.setattr(Path, "open", lambda self, mode="r", *args, **kwargs: HalfWritten(self, "w")
-                            if mode == "wb" and self.name.startswith(".tmp-") else before(self, mode, *args, **kwargs))
+        monkeypatch.setattr(
+            Path,
+            "open",
+            lambda self, mode="r", *args, **kwargs: (
+                HalfWritten(self, "w")
+                if mode == "wb" and self.name.startswith(".tmp-")
+                else before(self, mode, *args, **kwargs)
+            ),
+        )
     yield
     monkeypatch.undo()
 
@@ -69,8 +78,10 @@ def test_a_full_disk_leaves_the_old_file_whole_and_nothing_half_written(tmp_path
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    for attempt in (lambda: write_json(tmp_path / "file" / "a.json", {}),
-                    lambda: append_jsonl(tmp_path / "file" / "a.jsonl", {})):
+    for attempt in (
+        lambda: write_json(tmp_path / "file" / "a.json", {}),
+        lambda: append_jsonl(tmp_path / "file" / "a.jsonl", {}),
+    ):
         with pytest.raises(DiskError):
             attempt()
     with pytest.raises(DiskError), atomic_folder(tmp_path / "file" / "folder", {}):
@@ -115,13 +126,17 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (lambda path: path.unlink(), "is missing"),
-    (lambda path: path.write_bytes(b""), "not what was written"),
-    (lambda path: path.write_bytes(b"\0" * path.stat().st_size), "not what was written"),
-    (_flip, "not what was written"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not what was written"),
-], ids=["missing", "empty", "zeros", "one bit", "one byte short"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(b""), "not what was written"),
+        (lambda path: path.write_bytes(b"\0" * path.stat().st_size), "not what was written"),
+        (_flip, "not what was written"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not what was written"),
+    ],
+    ids=["missing", "empty", "zeros", "one bit", "one byte short"],
+)
 @pytest.mark.parametrize("name", ["weights.bin", "deep/state.json"])
 def test_any_damage_to_a_sealed_folder_is_found(tmp_path: Path, name: str, damage: Damage, words: str) -> None:
     with atomic_folder(tmp_path / "step", {}) as folder:
@@ -158,8 +173,9 @@ VALUES = st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=F
 
 
 @given(st.lists(st.dictionaries(st.text(), VALUES)))
-def test_json_lines_come_back_equal_whatever_the_text(tmp_path_factory: pytest.TempPathFactory,
-                                                      rows: list[dict[str, Any]]) -> None:
+def test_json_lines_come_back_equal_whatever_the_text(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
+) -> None:
     path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
     write_jsonl(path, rows)
     assert read_jsonl(path) == rows
@@ -167,8 +183,10 @@ def test_json_lines_come_back_equal_whatever_the_text(tmp_path_factory: pytest.T
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_json_has_no_word_for_are_refused_before_anything_is_written(tmp_path: Path, value: float) -> None:
-    for attempt in (lambda: write_json(tmp_path / "a", {"x": value}),
-                    lambda: write_jsonl(tmp_path / "b", [{"x": value}])):
+    for attempt in (
+        lambda: write_json(tmp_path / "a", {"x": value}),
+        lambda: write_jsonl(tmp_path / "b", [{"x": value}]),
+    ):
         with pytest.raises(ValueError, match="not JSON compliant"):
             attempt()
     assert list(tmp_path.iterdir()) == []

@@ -17,12 +17,28 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 
 
 def _command(data: Path, out: Path, *more: str) -> list[str]:
-    sets = [f"data.sources.{name}.path={path}" for name, path in
-            ((p.stem, p) for p in sorted(data.glob("form-*.parquet")))]
-    sets += ["train.epochs=6", "train.save_every=2", "train.log_every=1", "train.batch_size=8", "train.micro_batch_size=4",
-             "evaluate.resamples=50"]
-    return [sys.executable, "-m", "luthier.cli", "run", str(RECIPE), "--out", str(out),
-            *(word for item in sets for word in ("--set", item)), *more]
+    sets = [
+        f"data.sources.{name}.path={path}" for name, path in ((p.stem, p) for p in sorted(data.glob("form-*.parquet")))
+    ]
+    sets += [
+        "train.epochs=6",
+        "train.save_every=2",
+        "train.log_every=1",
+        "train.batch_size=8",
+        "train.micro_batch_size=4",
+        "evaluate.resamples=50",
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "luthier.cli",
+        "run",
+        str(RECIPE),
+        "--out",
+        str(out),
+        *(word for item in sets for word in ("--set", item)),
+        *more,
+    ]
 
 
 def _kill_when(process: subprocess.Popen[bytes], metrics: Path, step: int) -> None:
@@ -52,6 +68,11 @@ def test_killed_in_stage_two_and_resumed_ends_in_the_same_bytes(untouched):
     subprocess.run(_command(folder / "data", folder / "killed", "--resume"), check=True, capture_output=True)
     assert sha256_file(folder / "killed" / "stages" / "1764" / "stage.json") == first_stage  # was not run again
     for stage in ("1764", "1964"):
-        for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "scores.json", "predictions.jsonl"):
+        for name in (
+            "adapter/adapter_model.safetensors",
+            "adapter/adapter_config.json",
+            "scores.json",
+            "predictions.jsonl",
+        ):
             one, two = (folder / run / "stages" / stage / name for run in ("whole", "killed"))
             assert sha256_file(one) == sha256_file(two), f"{stage}/{name}"

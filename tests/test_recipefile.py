@@ -47,6 +47,7 @@ def write(tmp_path: Path) -> Any:
         path = tmp_path / "recipe.yaml"
         path.write_text(text, encoding="utf-8")
         return path
+
     return to
 
 
@@ -58,23 +59,41 @@ def problems(path: Path, *overrides: str) -> list[str]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize(("old", "new", "expected"), [
-    ("  learning_rate: 1.0e-4", "  learnin_rate: 1.0e-4",
-     "train.learnin_rate: unknown key (did you mean learning_rate?) [line 14]"),
-    ("name: small", "nmae: small", "nmae: unknown key (did you mean name?) [line 1]"),
-    ("  epochs: 2", "  epochs: many", "train.epochs: 'many' is not of type float [line 13]"),
-    ("  epochs: 2", "  batch_size: 2.5", "train.batch_size: 2.5 is not a whole number [line 13]"),
-    ("  epochs: 2", "  epochs: yes", "train.epochs: True is not of type float [line 13]"),
-    ("  epochs: 2", "  gradient_checkpointing: 1", "train.gradient_checkpointing: 1 is not of type bool [line 13]"),
-    ("  epochs: 2", "  epochs: .nan", "train.epochs: must be a finite number [line 13]"),
-    ("model: {base: toy:phi4-multimodal}", "model: toy", "model: a mapping of keys is expected, not 'toy' [line 3]"),
-    ("{hub: someone/train}", "someone/train", "data.sources.form-1764-train: a mapping of keys is expected, not "
-     "'someone/train' (write data.sources.form-1764-train.path=someone/train) [line 6]"),
-    ("${form}-train", "${from}-train", "data.train: ${from} is not in vars (did you mean form?)"),
-    ('vars: {form: "1764"}', "vars: [1764]", "vars: a mapping is expected, not [1764] [line 2]"),
-    ('["form-${form}-test"]', "[nowhere]", "data.test: 'nowhere' is not in data.sources (there: form-1764-train, "
-     "form-1764-test, form-1964-train, form-1964-test) [line 11]"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "  learning_rate: 1.0e-4",
+            "  learnin_rate: 1.0e-4",
+            "train.learnin_rate: unknown key (did you mean learning_rate?) [line 14]",
+        ),
+        ("name: small", "nmae: small", "nmae: unknown key (did you mean name?) [line 1]"),
+        ("  epochs: 2", "  epochs: many", "train.epochs: 'many' is not of type float [line 13]"),
+        ("  epochs: 2", "  batch_size: 2.5", "train.batch_size: 2.5 is not a whole number [line 13]"),
+        ("  epochs: 2", "  epochs: yes", "train.epochs: True is not of type float [line 13]"),
+        ("  epochs: 2", "  gradient_checkpointing: 1", "train.gradient_checkpointing: 1 is not of type bool [line 13]"),
+        ("  epochs: 2", "  epochs: .nan", "train.epochs: must be a finite number [line 13]"),
+        (
+            "model: {base: toy:phi4-multimodal}",
+            "model: toy",
+            "model: a mapping of keys is expected, not 'toy' [line 3]",
+        ),
+        (
+            "{hub: someone/train}",
+            "someone/train",
+            "data.sources.form-1764-train: a mapping of keys is expected, not "
+            "'someone/train' (write data.sources.form-1764-train.path=someone/train) [line 6]",
+        ),
+        ("${form}-train", "${from}-train", "data.train: ${from} is not in vars (did you mean form?)"),
+        ('vars: {form: "1764"}', "vars: [1764]", "vars: a mapping is expected, not [1764] [line 2]"),
+        (
+            '["form-${form}-test"]',
+            "[nowhere]",
+            "data.test: 'nowhere' is not in data.sources (there: form-1764-train, "
+            "form-1764-test, form-1964-train, form-1964-test) [line 11]",
+        ),
+    ],
+)
 def test_one_mistake_is_one_problem_with_its_line(write: Any, old: str, new: str, expected: str) -> None:
     text = GOOD.replace(old, new)
     assert text != GOOD
@@ -120,35 +139,41 @@ def test_variables_are_put_in_and_a_stage_brings_its_own(write: Any) -> None:
     assert list(stage_recipes(load_recipe(write(GOOD)))) == ["main"]
 
 
-@pytest.mark.parametrize(("stages", "expected"), [
-    ("{one: {start_from: two}, two: {}}", "stages.one.start_from: 'two' is not an earlier stage (there: none)"),
-    ("{one: {start_from: one}}", "stages.one.start_from: 'one' is not an earlier stage (there: none)"),
-    ("{one: {}, two: {start_from: uno}}", "stages.two.start_from: 'uno' is not an earlier stage (there: one)"),
-    ("{one: {learned_tokens: old}}", "stages.one.learned_tokens: 'old' is not reuse or new"),
-    ("{one: {train: {epohcs: 1}}}", "stages.one.train.epohcs: unknown key (did you mean epochs?)"),
-    ("{one: [train]}", "stages.one: a mapping of keys is expected, not ['train']"),
-    ("[one, two]", "stages: a mapping is expected, not ['one', 'two']"),
-    ("{one: {train: {epochs: 0}}}", "stages.one.train.epochs: must be above 0"),
-    ("{../one: {}}", "stages.../one: a stage's name becomes a folder"),
-])
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ("{one: {start_from: two}, two: {}}", "stages.one.start_from: 'two' is not an earlier stage (there: none)"),
+        ("{one: {start_from: one}}", "stages.one.start_from: 'one' is not an earlier stage (there: none)"),
+        ("{one: {}, two: {start_from: uno}}", "stages.two.start_from: 'uno' is not an earlier stage (there: one)"),
+        ("{one: {learned_tokens: old}}", "stages.one.learned_tokens: 'old' is not reuse or new"),
+        ("{one: {train: {epohcs: 1}}}", "stages.one.train.epohcs: unknown key (did you mean epochs?)"),
+        ("{one: [train]}", "stages.one: a mapping of keys is expected, not ['train']"),
+        ("[one, two]", "stages: a mapping is expected, not ['one', 'two']"),
+        ("{one: {train: {epochs: 0}}}", "stages.one.train.epochs: must be above 0"),
+        ("{../one: {}}", "stages.../one: a stage's name becomes a folder"),
+    ],
+)
 def test_mistakes_in_stages(write: Any, stages: str, expected: str) -> None:
     found = problems(write(GOOD + f"stages: {stages}\n"))
     assert any(line.startswith(expected) for line in found), found
 
 
-@pytest.mark.parametrize(("override", "path", "value"), [
-    ("train.learning_rate=1e-4", ("train", "learning_rate"), 1e-4),
-    ("train.learning_rate=3", ("train", "learning_rate"), 3.0),
-    ("train.batch_size=8.0", ("train", "batch_size"), 8),
-    ("train.gradient_checkpointing=true", ("train", "gradient_checkpointing"), True),
-    ("data.train=[form-1964-train]", ("data", "train"), ["form-1964-train"]),
-    ("data.train=form-1964-train", ("data", "train"), ["form-1964-train"]),
-    ("model.base=toy:phi4-multimodal", ("model", "base"), "toy:phi4-multimodal"),
-    ("name=", ("name",), ""),
-    ("name=a=b", ("name",), "a=b"),
-    ("name=1e-4", ("name",), "1e-4"),
-    ("vars.form=1964", ("data", "train"), ["form-1964-train"]),
-])
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.learning_rate=1e-4", ("train", "learning_rate"), 1e-4),
+        ("train.learning_rate=3", ("train", "learning_rate"), 3.0),
+        ("train.batch_size=8.0", ("train", "batch_size"), 8),
+        ("train.gradient_checkpointing=true", ("train", "gradient_checkpointing"), True),
+        ("data.train=[form-1964-train]", ("data", "train"), ["form-1964-train"]),
+        ("data.train=form-1964-train", ("data", "train"), ["form-1964-train"]),
+        ("model.base=toy:phi4-multimodal", ("model", "base"), "toy:phi4-multimodal"),
+        ("name=", ("name",), ""),
+        ("name=a=b", ("name",), "a=b"),
+        ("name=1e-4", ("name",), "1e-4"),
+        ("vars.form=1964", ("data", "train"), ["form-1964-train"]),
+    ],
+)
 def test_overrides_take_the_fields_type(write: Any, override: str, path: tuple[str, ...], value: Any) -> None:
     found: Any = load_recipe(write(GOOD), [override])
     for name in path:
@@ -162,33 +187,40 @@ def test_a_source_path_given_on_the_command_line_stands_beside_the_hub_id(write:
     assert (found.path, found.hub, found.name) == ("a.parquet", "someone/train", "form-1764-train")
 
 
-@pytest.mark.parametrize(("override", "expected"), [
-    ("train.epohcs=3", "train.epohcs: unknown key (did you mean epochs?)"),
-    ("nonsense", "--set nonsense: expected key=value"),
-    ("=3", "--set =3: expected key=value"),
-    ("train.epochs.deep=3", "--set train.epochs.deep: epochs is not a mapping"),
-    ("train.epochs=soon", "train.epochs: 'soon' is not of type float"),
-    ("train=3", "train: a mapping of keys is expected, not 3"),
-    ("data.sources.form-1764-trian.path=x", "data.sources.form-1764-trian: no train or test list names it"),
-    ("seed=[", "seed: '[' is not a whole number"),
-])
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epohcs=3", "train.epohcs: unknown key (did you mean epochs?)"),
+        ("nonsense", "--set nonsense: expected key=value"),
+        ("=3", "--set =3: expected key=value"),
+        ("train.epochs.deep=3", "--set train.epochs.deep: epochs is not a mapping"),
+        ("train.epochs=soon", "train.epochs: 'soon' is not of type float"),
+        ("train=3", "train: a mapping of keys is expected, not 3"),
+        ("data.sources.form-1764-trian.path=x", "data.sources.form-1764-trian: no train or test list names it"),
+        ("seed=[", "seed: '[' is not a whole number"),
+    ],
+)
 def test_overrides_that_are_wrong(write: Any, override: str, expected: str) -> None:
     found = problems(write(GOOD), override)
     assert any(line.startswith(expected) for line in found), found
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("name: a\ntrain: [1, 2\n", "recipe.yaml:3: not YAML"),
-    ("name: a\n\tseed: 1\n", "recipe.yaml:2: not YAML"),
-    ("", "a recipe is a mapping of keys"),
-    ("- a\n- b\n", "a recipe is a mapping of keys"),
-    ("just words", "a recipe is a mapping of keys"),
-    ("name: !!python/object/apply:os.system ['touch owned']\n", "recipe.yaml:1: not YAML"),
-    ("a: &a {b: *a}\n", "recipe.yaml"),
-    ("name: a\nseed: 1\nname: b\n", "recipe.yaml:3: not YAML: the key 'name' is there twice"),
-])
-def test_a_file_that_is_no_recipe_is_refused_with_its_line(write: Any, tmp_path: Path, text: str, words: str,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\ntrain: [1, 2\n", "recipe.yaml:3: not YAML"),
+        ("name: a\n\tseed: 1\n", "recipe.yaml:2: not YAML"),
+        ("", "a recipe is a mapping of keys"),
+        ("- a\n- b\n", "a recipe is a mapping of keys"),
+        ("just words", "a recipe is a mapping of keys"),
+        ("name: !!python/object/apply:os.system ['touch owned']\n", "recipe.yaml:1: not YAML"),
+        ("a: &a {b: *a}\n", "recipe.yaml"),
+        ("name: a\nseed: 1\nname: b\n", "recipe.yaml:3: not YAML: the key 'name' is there twice"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_with_its_line(
+    write: Any, tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=words.replace("(", r"\(")) as caught:
         load_recipe(write(text))
@@ -217,16 +249,27 @@ def test_the_resolved_yaml_loads_back_equal(write: Any, tmp_path: Path, text: st
 
 def test_the_digest_depends_on_every_change(write: Any) -> None:
     recipe = load_recipe(write(GOOD))
-    others = [replace(recipe, seed=18), replace(recipe, train=TrainConfig(epochs=3)),
-              replace(recipe, evaluate=EvaluateConfig(resamples=9))]
+    others = [
+        replace(recipe, seed=18),
+        replace(recipe, train=TrainConfig(epochs=3)),
+        replace(recipe, evaluate=EvaluateConfig(resamples=9)),
+    ]
     assert len({digest(item) for item in [recipe, *others]}) == 4
 
 
-WORDS = st.sampled_from([*("name vars seed model data task train test stages sources columns lora scale target table "
-                           "answers start_from base a ${a} ${b toy:llama").split(), ""])
+WORDS = st.sampled_from(
+    [
+        *(
+            "name vars seed model data task train test stages sources columns lora scale target table "
+            "answers start_from base a ${a} ${b toy:llama"
+        ).split(),
+        "",
+    ]
+)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | WORDS | st.dates()
-TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3)
-                     | st.dictionaries(WORDS | st.integers(), inner, max_size=4))
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.integers(), inner, max_size=4)
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)

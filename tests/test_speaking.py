@@ -17,9 +17,17 @@ NAMES = ("form-1764-train", "form-1764-test", "form-1964-train", "form-1964-test
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings (../shared/data/speaking) are not here")
 def test_both_stages_on_real_speech(tmp_path):
     sets = [f"data.sources.{name}.path={DATA / name}.parquet" for name in NAMES]
-    sets += ["model.base=toy:phi4-multimodal", "model.tuning=full", "model.builtin_adapter=", "model.dtype=float32",
-             "train.gradient_checkpointing=false", "train.learning_rate=1e-3", "train.schedule=cosine",
-             "train.warmup_ratio=0.1", "train.micro_batch_size=16"]
+    sets += [
+        "model.base=toy:phi4-multimodal",
+        "model.tuning=full",
+        "model.builtin_adapter=",
+        "model.dtype=float32",
+        "train.gradient_checkpointing=false",
+        "train.learning_rate=1e-3",
+        "train.schedule=cosine",
+        "train.warmup_ratio=0.1",
+        "train.micro_batch_size=16",
+    ]
     found = verbs.run(ROOT / "recipes" / "speaking.yaml", tmp_path / "run", sets)["stages"]
     assert found["1764"]["auroc"]["value"] >= 0.90
     assert found["1764"]["auroc"]["n"] == 200

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from conftest import environment
 from luthier import verbs
 from luthier.errors import DataError, RecipeError
 from luthier.files import MANIFEST, read_json, read_jsonl, verify_folder
+from support.children import environment
 
 Luthier = Callable[..., CompletedProcess[str]]
 Rows = list[dict[str, Any]]
@@ -31,10 +31,12 @@ TRAIN = "form-1764-train"
 @pytest.fixture
 def changed(forms: Path, tmp_path: Path) -> Callable[[Callable[[Rows], Rows]], str]:
     """The first training table with its rows changed, as an override."""
+
     def change(edit: Callable[[Rows], Rows]) -> str:
         table = pq.read_table(forms / f"{TRAIN}.parquet")
         pq.write_table(pa.Table.from_pylist(edit(table.to_pylist()), schema=table.schema), tmp_path / "changed.parquet")
         return f"data.sources.{TRAIN}.path={tmp_path / 'changed.parquet'}"
+
     return change
 
 
@@ -110,11 +112,18 @@ def without_torn_files(folder: Path) -> None:
         assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
-@pytest.mark.parametrize(("limit", "missing", "there"), [
-    (60_000, "data", "run.json"), (350_000, "stages/1764/checkpoints/step-000003", "data/MANIFEST.json"),
-    (900_000, "report.html", "stages/1964/stage.json")], ids=["data", "checkpoint", "report"])
+@pytest.mark.parametrize(
+    ("limit", "missing", "there"),
+    [
+        (60_000, "data", "run.json"),
+        (350_000, "stages/1764/checkpoints/step-000003", "data/MANIFEST.json"),
+        (900_000, "report.html", "stages/1964/stage.json"),
+    ],
+    ids=["data", "checkpoint", "report"],
+)
 def test_a_disk_that_fills_is_one_message_and_the_run_goes_on_when_there_is_room(
-        small: Path, tmp_path: Path, luthier: Luthier, limit: int, missing: str, there: str) -> None:
+    small: Path, tmp_path: Path, luthier: Luthier, limit: int, missing: str, there: str
+) -> None:
     def fill() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -136,14 +145,26 @@ def test_a_disk_that_fills_is_one_message_and_the_run_goes_on_when_there_is_room
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "SIGTERM"])
-def test_a_stop_in_the_middle_prints_a_line_that_goes_on_with_it(small: Path, tmp_path: Path, luthier: Luthier,
-                                                                 number: signal.Signals) -> None:
+def test_a_stop_in_the_middle_prints_a_line_that_goes_on_with_it(
+    small: Path, tmp_path: Path, luthier: Luthier, number: signal.Signals
+) -> None:
     run = tmp_path / "a run"
-    words = ["run", str(small), "--out", str(run), "--set", "train.epochs=30", "--set",
-             "train.save_every=1000", "--set", "stages.1964.train.epochs=1"]
+    words = [
+        "run",
+        str(small),
+        "--out",
+        str(run),
+        "--set",
+        "train.epochs=30",
+        "--set",
+        "train.save_every=1000",
+        "--set",
+        "stages.1964.train.epochs=1",
+    ]
     metrics = run / "stages" / "1764" / "metrics.jsonl"
-    with subprocess.Popen([sys.executable, "-m", "luthier.cli", *words], stderr=subprocess.PIPE, text=True,
-                          env=environment()) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "luthier.cli", *words], stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
         limit = time.monotonic() + 60
         while not metrics.is_file() and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.005)
@@ -157,7 +178,7 @@ def test_a_stop_in_the_middle_prints_a_line_that_goes_on_with_it(small: Path, tm
     assert 0 < stopped[-1]["step"] < 90
     without_torn_files(run)
     line = next(line for line in error.splitlines() if "--resume" in line)
-    resumed = luthier(*shlex.split(line[line.index("luthier run"):])[1:])
+    resumed = luthier(*shlex.split(line[line.index("luthier run") :])[1:])
     assert resumed.returncode == 0, resumed.stderr
     steps = read_jsonl(metrics)
     assert [record["step"] for record in steps] == list(range(1, 91))

@@ -123,7 +123,8 @@ def test_predict_gives_the_probability_of_the_record(finished: Path, tmp_path: P
 
 
 def test_predict_in_a_fresh_process_gives_json_lines_and_goes_on_past_what_it_cannot_read(
-        finished: Path, tmp_path: Path, luthier: Luthier) -> None:
+    finished: Path, tmp_path: Path, luthier: Luthier
+) -> None:
     recording, row = held_out(finished, "1964", tmp_path)
     (tmp_path / "torn.wav").write_bytes(recording.read_bytes()[:20])
     record = next(item for item in read_jsonl(finished / "stages/1964/predictions.jsonl") if item["id"] == row.id)
@@ -153,7 +154,7 @@ def test_check_of_what_cannot_be_reached_names_all_of_it_and_checks_the_rest(lut
     done = luthier("check", recipe, "--set", f"data.sources.form-1764-train.path={forms / 'form-1764-train.parquet'}")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    refused = done.stderr[done.stderr.index("luthier: "):]
+    refused = done.stderr[done.stderr.index("luthier: ") :]
     for name in ("form-1764-test", "form-1964-train", "form-1964-test"):
         assert f"data.sources.{name}:" in refused
         assert f"--set data.sources.{name}.path=FILE" in refused
@@ -196,8 +197,9 @@ def test_new_learned_tokens_differ_from_those_taken_over(small: Path, finished: 
     verbs.run(small, tmp_path / "run", ["stages.1964.learned_tokens=new"])
     first = [load_file(run / "stages/1764/adapter/adapter_model.safetensors") for run in (finished, tmp_path / "run")]
     assert all((first[0][name] == first[1][name]).all() for name in first[0])
-    second: list[dict[str, Any]] = [load_file(run / "stages/1964/adapter/adapter_model.safetensors")
-                                    for run in (finished, tmp_path / "run")]
+    second: list[dict[str, Any]] = [
+        load_file(run / "stages/1964/adapter/adapter_model.safetensors") for run in (finished, tmp_path / "run")
+    ]
     assert any((second[0][name] != second[1][name]).any() for name in second[0])
     records = [read_json(run / "stages/1964/stage.json") for run in (finished, tmp_path / "run")]
     assert [record["learned_tokens"] for record in records] == ["reuse", "new"]

@@ -32,7 +32,7 @@ from luthier.recipe import Limits, Recipe, Source
 from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.devices import Devices
 from luthier.schema import Drop, Provenance, Row
-from luthier.stages import build_model
+from luthier.stages.prepare import build_model
 from luthier.train.loop import Job, train
 from luthier.train.optim import make_optimizer
 from luthier.train.plan import make_plan

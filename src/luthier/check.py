@@ -47,8 +47,10 @@ def used_sources(stages: dict[str, Recipe]) -> dict[str, str]:
         for split in ("train", "test"):
             for name in getattr(stage.data, split):
                 if found.setdefault(name, split) != split:
-                    raise RequestError(f"data: source {name} is a train source of one stage and a test source of another",
-                                       "keep held-out sources held out in every stage")
+                    raise RequestError(
+                        f"data: source {name} is a train source of one stage and a test source of another",
+                        "keep held-out sources held out in every stage",
+                    )
     return found
 
 
@@ -58,8 +60,10 @@ def _targets(stage: Recipe, found: Checked) -> None:
     text = table(["grade", "P(pass)"], [[f"{grade:g}", f"{p:.3f}"] for grade, p in rows])
     note = ""
     if method.event not in (stage.task.event, "none") and stage.task.readout != "ordinal":
-        note = (f"\nnote: {method.name} states the event {method.event}, the recipe asks for {stage.task.event}: p_pass is "
-                f"trained towards the former and scored against the latter")
+        note = (
+            f"\nnote: {method.name} states the event {method.event}, the recipe asks for {stage.task.event}: p_pass is "
+            f"trained towards the former and scored against the latter"
+        )
     if method.event == "none":
         note = f"\nnote: {method.name} states no event: judge its probabilities only after calibration"
     found.sections.append(f"targets: {method.name}, event {method.event}: {method.formula}\n{text}{note}")
@@ -72,16 +76,24 @@ def _sources(recipe: Recipe, stages: dict[str, Recipe], folder: Path, found: Che
     for name, split in used_sources(stages).items():
         source = recipe.data.sources[name]
         try:
-            tables[name] = build_table([(source, split)], stage.data.columns, stage.task.scale, stage.data.limits,
-                                       folder / name)
+            tables[name] = build_table(
+                [(source, split)], stage.data.columns, stage.task.scale, stage.data.limits, folder / name
+            )
         except LuthierError as error:
             found.problems.append(f"data.sources.{name}: {error}")
             lines.append([name, split, "–", "–", "cannot be used"])
             continue
         grades = Counter(item.row.target.grade for item in tables[name].rows)
         minutes = sum(item.seconds for item in tables[name].rows) / 60
-        lines.append([name, split, str(len(tables[name].rows)), f"{minutes:.1f}",
-                      " ".join(f"{grade:g}:{count}" for grade, count in sorted(grades.items(), key=lambda g: g[0] or 0))])
+        lines.append(
+            [
+                name,
+                split,
+                str(len(tables[name].rows)),
+                f"{minutes:.1f}",
+                " ".join(f"{grade:g}:{count}" for grade, count in sorted(grades.items(), key=lambda g: g[0] or 0)),
+            ]
+        )
         found.figures.setdefault("rows", {})[name] = len(tables[name].rows)
         ledger = (folder / name / "ledger.jsonl").read_text(encoding="utf-8").splitlines()[0]
         found.figures.setdefault("ledger", []).append(ledger)
@@ -102,15 +114,16 @@ def _stage(name: str, stage: Recipe, tables: dict[str, Table], found: Checked) -
     kept, validation = validation_split(train, stage.data.validation_fraction, stage.seed)
     plan = make_plan(len(kept), stage.train)
     found.figures.setdefault("steps", {})[name] = plan.steps
-    found.sections.append(f"stage {name}: {len(kept)} rows to train on, {len(validation)} for validation, {len(test)} held out; "
-                          f"{plan.steps} steps of {stage.train.batch_size} ({plan.steps_per_epoch} an epoch, "
-                          f"{plan.warmup_steps} of warm-up)"
-                          + (f"; starts from {stage.start_from}" if stage.start_from else ""))
+    found.sections.append(
+        f"stage {name}: {len(kept)} rows to train on, {len(validation)} for validation, {len(test)} held out; "
+        f"{plan.steps} steps of {stage.train.batch_size} ({plan.steps_per_epoch} an epoch, "
+        f"{plan.warmup_steps} of warm-up)" + (f"; starts from {stage.start_from}" if stage.start_from else "")
+    )
 
 
 def _base(stage: Recipe, tables: dict[str, Table], found: Checked) -> None:
     """Load the base when it is here (a toy or a folder); ask the hub for its configuration alone otherwise."""
-    from luthier.stages import build_model
+    from luthier.stages.prepare import build_model
 
     base_name = stage.model.base
     if not base_name.startswith("toy:") and not Path(base_name).is_dir():
@@ -126,8 +139,10 @@ def _base(stage: Recipe, tables: dict[str, Table], found: Checked) -> None:
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     memory = held + trained * 12  # gradient and two moments in float32
     found.figures["parameters"] = {"trained": trained, "total": total, "bytes": memory}
-    found.sections.append(f"model: {base_name}, {total:,} parameters, {trained:,} trained ({stage.model.tuning}); about "
-                          f"{memory / 2**20:,.0f} MiB for weights, gradients and AdamW, activations on top")
+    found.sections.append(
+        f"model: {base_name}, {total:,} parameters, {trained:,} trained ({stage.model.tuning}); about "
+        f"{memory / 2**20:,.0f} MiB for weights, gradients and AdamW, activations on top"
+    )
     if _template(stage, base, tables, found, about.answers):
         _time(stage, base, model, tables, found)
 
@@ -142,8 +157,10 @@ def _hub_base(stage: Recipe, found: Checked) -> None:
         config = AutoConfig.from_pretrained(stage.model.base, revision=revision, trust_remote_code=False)
         found.sections.append(f"model: {stage.model.base}@{revision}, {config.model_type}")
     except (OSError, ValueError) as error:
-        found.problems.append(f"model.base: {stage.model.base} cannot be reached: {str(error).strip().splitlines()[0][:160]}\n"
-                              "  mend: check the network, or --set model.base=FOLDER (toy:phi4-multimodal to try)")
+        found.problems.append(
+            f"model.base: {stage.model.base} cannot be reached: {str(error).strip().splitlines()[0][:160]}\n"
+            "  mend: check the network, or --set model.base=FOLDER (toy:phi4-multimodal to try)"
+        )
 
 
 def _template(stage: Recipe, base: Any, tables: dict[str, Table], found: Checked, answers: dict[str, int]) -> bool:
@@ -154,14 +171,18 @@ def _template(stage: Recipe, base: Any, tables: dict[str, Table], found: Checked
     if not rows:
         return False
     audio = base.family.audio_token_id(base.model)
-    encoder = PromptEncoder(base.tokenizer, audio, stage.task.instruction, stage.model.learned_tokens, stage.model.max_tokens)
+    encoder = PromptEncoder(
+        base.tokenizer, audio, stage.task.instruction, stage.model.learned_tokens, stage.model.max_tokens
+    )
     encoded = encoder.prompt_ids(rows[0].row.text, 3)
     if isinstance(encoded, str):
         found.problems.append(f"the first row cannot be encoded: {encoded}")
         return False
-    found.sections.append(f"prompt of the first row (sound shown as 3 tokens):\n  {base.tokenizer.decode(encoded[0])!r}\n"
-                          f"  read-out at its last position; answers: pass = token {answers['pass']}, "
-                          f"fail = token {answers['fail']}")
+    found.sections.append(
+        f"prompt of the first row (sound shown as 3 tokens):\n  {base.tokenizer.decode(encoded[0])!r}\n"
+        f"  read-out at its last position; answers: pass = token {answers['pass']}, "
+        f"fail = token {answers['fail']}"
+    )
     return True
 
 
@@ -174,5 +195,7 @@ def _time(stage: Recipe, base: Any, model: Any, tables: dict[str, Table], found:
         seconds = seconds_per_row(stage, base, model, items, tables, Path(folder))
     rows = {name: plan * stage.train.batch_size for name, plan in found.figures.get("steps", {}).items()}
     found.figures["seconds"] = {name: round(seconds * count, 1) for name, count in rows.items()}
-    found.sections.append(f"time on this machine, from {len(items)} rows tried ({seconds * 1000:.1f} ms each): " + ", ".join(
-        f"stage {name} about {value / 60:.1f} minutes" for name, value in found.figures["seconds"].items()))
+    found.sections.append(
+        f"time on this machine, from {len(items)} rows tried ({seconds * 1000:.1f} ms each): "
+        + ", ".join(f"stage {name} about {value / 60:.1f} minutes" for name, value in found.figures["seconds"].items())
+    )

@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("LUTHIER_DEBUG"):
             raise
-        print(f"luthier: {type(error).__name__}: {error}\n  mend: this is unexpected; LUTHIER_DEBUG=1 shows where it arose",
-              file=sys.stderr)
+        print(
+            f"luthier: {type(error).__name__}: {error}\n  mend: this is unexpected; LUTHIER_DEBUG=1 shows where",
+            file=sys.stderr,
+        )
         return 1
     if options.json and figures is not None:
         print(json.dumps(figures, ensure_ascii=False))
@@ -47,40 +49,75 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(prog="luthier", description="From raw domain data to a fine-tuned multimodal model "
-                                   "that is measured and deployed: one recipe, one command.")
+    root = argparse.ArgumentParser(
+        prog="luthier",
+        description="From raw domain data to a fine-tuned multimodal model "
+        "that is measured and deployed: one recipe, one command.",
+    )
     root.add_argument("--version", action="version", version=f"luthier {__version__}")
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    verb = _verb(verbs, "quickstart", _quickstart, "synthetic answers, a toy model, two stages, a report",
-                 "luthier quickstart --out my-first-run")
+    verb = _verb(
+        verbs,
+        "quickstart",
+        _quickstart,
+        "synthetic answers, a toy model, two stages, a report",
+        "luthier quickstart --out my-first-run",
+    )
     verb.add_argument("--out", type=Path, default=Path("quickstart-run"), help="a new folder (default: quickstart-run)")
     verb = _verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
     verb.add_argument("kind", help="speaking or quickstart")
     verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
-    verb = _verb(verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml")
+    verb = _verb(
+        verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml"
+    )
     _recipe(verb)
-    verb = _verb(verbs, "rehearse", _rehearse, "the recipe end to end at toy size, offline",
-                 "luthier rehearse recipes/speaking.yaml")
+    verb = _verb(
+        verbs,
+        "rehearse",
+        _rehearse,
+        "the recipe end to end at toy size, offline",
+        "luthier rehearse recipes/speaking.yaml",
+    )
     _recipe(verb)
     verb.add_argument("--out", type=Path, help="a new folder (default: a temporary one)")
-    verb = _verb(verbs, "run", _run, "data, stages, evaluation, report",
-                 "luthier run recipes/speaking.yaml --out runs/a --set train.epochs=3")
+    verb = _verb(
+        verbs,
+        "run",
+        _run,
+        "data, stages, evaluation, report",
+        "luthier run recipes/speaking.yaml --out runs/a --set train.epochs=3",
+    )
     _recipe(verb)
     verb.add_argument("--out", type=Path, help="a new folder (default: runs/NAME)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    verb = _verb(verbs, "predict", _predict, "judge recordings with a finished run",
-                 "luthier predict runs/a answer.wav --question 'Describe the picture.'")
+    verb = _verb(
+        verbs,
+        "predict",
+        _predict,
+        "judge recordings with a finished run",
+        "luthier predict runs/a answer.wav --question 'Describe the picture.'",
+    )
     verb.add_argument("run", type=Path)
     verb.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="recordings")
     verb.add_argument("--question", default="", help="what was asked")
     verb.add_argument("--stage", default="", help="which stage (default: the last finished one)")
-    verb = _verb(verbs, "score", _score, "metrics of a file of predictions", "luthier score predictions.jsonl --labels labels.csv")
+    verb = _verb(
+        verbs,
+        "score",
+        _score,
+        "metrics of a file of predictions",
+        "luthier score predictions.jsonl --labels labels.csv",
+    )
     verb.add_argument("predictions", type=Path)
     verb.add_argument("--labels", type=Path, help="a second file with the labels, matched by id or by order")
     verb.add_argument("--pass-mark", type=float, default=4.0, help="the grade at which an answer passes (default: 4)")
-    verb.add_argument("--event", choices=("panel", "rater", "latent"), default="panel",
-                      help="what log loss and Brier are held against (default: panel)")
+    verb.add_argument(
+        "--event",
+        choices=("panel", "rater", "latent"),
+        default="panel",
+        help="what log loss and Brier are held against (default: panel)",
+    )
     _verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
     verb = _verb(verbs, "report", _report, "write report.html of a run again", "luthier report runs/a")
     verb.add_argument("run", type=Path)
@@ -88,17 +125,30 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: Any, name: str, call: Any, text: str, example: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, epilog=f"example: {example}",
-                                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    verb.add_argument("--json", action="store_true", help="print the figures as one JSON object, last on standard output")
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument(
+        "--json", action="store_true", help="print the figures as one JSON object, last on standard output"
+    )
     verb.set_defaults(call=call)
     return verb
 
 
 def _recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, help="a recipe file")
-    verb.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c",
-                      help="override a key; may be given many times")
+    verb.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override a key; may be given many times",
+    )
 
 
 def _quickstart(options: argparse.Namespace) -> Any:

@@ -20,8 +20,17 @@ def progress(items: Iterable[Item], label: str, total: int | None = None) -> Ite
     from tqdm import tqdm
 
     every = 0.5 if sys.stderr.isatty() else 15.0  # a log file gets a line now and then, not an animation
-    yield from tqdm(items, desc=label, total=total, delay=2, ncols=WIDTH, file=sys.stderr, leave=False,
-                    mininterval=every, maxinterval=max(10.0, every))
+    yield from tqdm(
+        items,
+        desc=label,
+        total=total,
+        delay=2,
+        ncols=WIDTH,
+        file=sys.stderr,
+        leave=False,
+        mininterval=every,
+        maxinterval=max(10.0, every),
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -32,9 +41,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if excess > 0:
         widest = widths.index(max(widths))
         widths[widest] = max(8, widths[widest] - excess)
-        cells = [[c if len(c) <= widths[i] else c[: widths[i] - 1] + "…" for i, c in enumerate(row)]
-                 for row in cells]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in cells]
+        cells = [[c if len(c) <= widths[i] else c[: widths[i] - 1] + "…" for i, c in enumerate(row)] for row in cells]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("─" * width for width in widths))
     return "\n".join(lines)

@@ -1,16 +1,16 @@
 """Every exception that Luthier raises. Each says what is wrong and what to do about it.
 
-    LuthierError                 exit 1   the work failed
-    ├── RequestError             exit 2   the request is wrong: nothing was started
-    │   ├── RecipeError                   one or more keys of a recipe; all of them at once
-    │   ├── SourceError                   a source that cannot be reached or read
-    │   ├── DataError                     rows that cannot be worked with (none left, leaking groups)
-    │   ├── ExistsError                   an output that exists and would be overwritten
-    │   └── MissingExtra                  an optional library that is not installed
-    ├── NonFiniteLoss            exit 1   NaN or infinity before an optimizer step
-    ├── CheckpointError          exit 1   no checkpoint that can be trusted
-    ├── DiskError                exit 1   a write that did not happen (full disk, permissions)
-    └── Interrupted              exit 130 ctrl-C or SIGTERM; what was done is saved
+LuthierError                 exit 1   the work failed
+├── RequestError             exit 2   the request is wrong: nothing was started
+│   ├── RecipeError                   one or more keys of a recipe; all of them at once
+│   ├── SourceError                   a source that cannot be reached or read
+│   ├── DataError                     rows that cannot be worked with (none left, leaking groups)
+│   ├── ExistsError                   an output that exists and would be overwritten
+│   └── MissingExtra                  an optional library that is not installed
+├── NonFiniteLoss            exit 1   NaN or infinity before an optimizer step
+├── CheckpointError          exit 1   no checkpoint that can be trusted
+├── DiskError                exit 1   a write that did not happen (full disk, permissions)
+└── Interrupted              exit 130 ctrl-C or SIGTERM; what was done is saved
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ class MissingExtra(RequestError):
     """An optional library that is not installed."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {library}, which is not installed",
-                         f"pip install 'luthier[{extra}]'")
+        super().__init__(f"{purpose} needs {library}, which is not installed", f"pip install 'luthier[{extra}]'")
 
 
 class NonFiniteLoss(LuthierError):

@@ -126,8 +126,10 @@ def atomic_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
         for item in files:
             with item.open("rb") as stream:
                 os.fsync(stream.fileno())
-        digests = {str(item.relative_to(temporary)): {"sha256": sha256_file(item), "size": item.stat().st_size}
-                   for item in files}
+        digests = {
+            str(item.relative_to(temporary)): {"sha256": sha256_file(item), "size": item.stat().st_size}
+            for item in files
+        }
         write_json(temporary / MANIFEST, {**about, "files": digests})
         temporary.rename(path)
         _sync_folder(path.parent)
@@ -180,5 +182,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _disk_error(path: Path, error: OSError) -> DiskError:
-    return DiskError(f"{path}: could not be written: {error.strerror or error}",
-                     "free some space or choose a folder that can be written; nothing half-written is left")
+    return DiskError(
+        f"{path}: could not be written: {error.strerror or error}",
+        "free some space or choose a folder that can be written; nothing half-written is left",
+    )

@@ -19,7 +19,7 @@ from luthier.recipefile import read_tree, resolve, stage_recipes
 from luthier.rundir import RunDir
 from luthier.runtime.checkpoints import load_model
 from luthier.runtime.devices import Devices
-from luthier.stages import build_model
+from luthier.stages.prepare import build_model
 
 
 def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> Iterator[dict[str, Any]]:
@@ -29,8 +29,10 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
     finished = [name for name in stages if run.stage(name).finished]
     name = stage or (finished[-1] if finished else "")
     if name not in finished:
-        raise RequestError(f"{run.path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
-                           "let the run finish, or name another --stage")
+        raise RequestError(
+            f"{run.path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
+            "let the run finish, or name another --stage",
+        )
     chosen = stages[name]
     base, model, about, _ = build_model(chosen, chosen.seed)
     folder = run.stage(name).adapter
@@ -43,7 +45,9 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
     scratch = tempfile.TemporaryDirectory(prefix="luthier-predict-")  # a finished run is never written to
     store = FeatureStore(Path(scratch.name), base.family, base.extractor, waves.__getitem__, base.model)
     audio = base.family.audio_token_id(base.model)
-    encoder = PromptEncoder(base.tokenizer, audio, chosen.task.instruction, chosen.model.learned_tokens, chosen.model.max_tokens)
+    encoder = PromptEncoder(
+        base.tokenizer, audio, chosen.task.instruction, chosen.model.learned_tokens, chosen.model.max_tokens
+    )
     judge = Judge(model, store, devices, base.tokenizer.pad_token_id)
     for path in inputs:
         try:
@@ -60,8 +64,14 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
         judged = judge([example])
         p = float(judged.p_pass[0])
         calibrated = float(calibrate([p], stored.calibration["temperature"])[0])
-        verdict = {"input": str(path), "pass": p > 0.5, "p_pass": p, "p_pass_calibrated": calibrated,
-                   "event": stored.event, "stage": name}
+        verdict = {
+            "input": str(path),
+            "pass": p > 0.5,
+            "p_pass": p,
+            "p_pass_calibrated": calibrated,
+            "event": stored.event,
+            "stage": name,
+        }
         extra = {"p_panel": judged.p_panel, "p_rater": judged.p_rater, "grade_mean": judged.grade_mean}
         yield verdict | {key: float(value[0]) for key, value in extra.items() if value is not None}
 

@@ -12,8 +12,11 @@ from luthier.rundir import refuse_existing
 def shipped_recipes() -> dict[str, str]:
     """The recipes that come with the package, name -> text."""
     folder = resources.files("luthier") / "recipes"
-    return {item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
-            for item in sorted(folder.iterdir(), key=lambda item: item.name) if item.name.endswith(".yaml")}
+    return {
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+        for item in sorted(folder.iterdir(), key=lambda item: item.name)
+        if item.name.endswith(".yaml")
+    }
 
 
 def lay_out(out: Path) -> Path:
@@ -33,8 +36,14 @@ def headline(run: Path) -> list[list[str]]:
     for scores_file in sorted(run.glob("stages/*/scores.json")):
         scores = read_json(scores_file)
         reference = scores.get("reference", {})
-        rows.append([scores_file.parent.name, *(shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")),
-                     shown(reference.get("bayes.auroc")), shown(reference.get("ratio.auroc"))])
+        rows.append(
+            [
+                scores_file.parent.name,
+                *(shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")),
+                shown(reference.get("bayes.auroc")),
+                shown(reference.get("ratio.auroc")),
+            ]
+        )
     return rows
 
 

@@ -271,6 +271,11 @@ def _model_problems(recipe: Recipe) -> list[str]:
         found.append(f"model.tuning: {model.tuning!r} is not lora or full")
     if model.dtype not in ("float32", "bfloat16"):
         found.append(f"model.dtype: {model.dtype!r} is not float32 or bfloat16")
+    if model.dtype == "bfloat16" and model.train_encoder != model.train_projector:
+        found.append(
+            "model.train_encoder and model.train_projector: with bfloat16 both or neither (float32 and "
+            "bfloat16 modules would meet)"
+        )
     if model.lora.r < 1:
         found.append(f"model.lora.r: {model.lora.r} is below 1")
     if not 0 <= model.lora.dropout < 1:
@@ -286,11 +291,17 @@ def _data_problems(recipe: Recipe) -> list[str]:
         names = getattr(data, kind)
         if not names:
             found.append(f"data.{kind}: no source named (one or more of: {', '.join(data.sources) or 'none defined'})")
-        found += [f"data.{kind}: {name!r} is not in data.sources (there: {', '.join(data.sources)})"
-                  for name in names if name not in data.sources]
+        found += [
+            f"data.{kind}: {name!r} is not in data.sources (there: {', '.join(data.sources)})"
+            for name in names
+            if name not in data.sources
+        ]
     found += [f"data.train and data.test: {name!r} is in both" for name in data.train if name in data.test]
-    found += [f"data.sources.{name}: neither hub nor path is given"
-              for name, source in data.sources.items() if not source.hub and not source.path]
+    found += [
+        f"data.sources.{name}: neither hub nor path is given"
+        for name, source in data.sources.items()
+        if not source.hub and not source.path
+    ]
     if not 0 <= data.validation_fraction < 0.9:
         found.append(f"data.validation_fraction: {data.validation_fraction} is outside 0..0.9")
     return found

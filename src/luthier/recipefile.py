@@ -47,8 +47,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _stage_problems(tree: dict[str, Any], recipe: Recipe, name: str, earlier: list[str],
-                    known: list[str]) -> list[str]:
+def _stage_problems(tree: dict[str, Any], recipe: Recipe, name: str, earlier: list[str], known: list[str]) -> list[str]:
     """What is wrong with one stage. A mistake outside the stages is said once, without a stage's name."""
     prefix, found = f"stages.{name}.", list[str]()
     if not _FOLDER.fullmatch(name):
@@ -70,8 +69,10 @@ def _unused(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
     stages = stage_recipes(recipe).values()
     used = {name for stage in stages for name in (*stage.data.train, *stage.data.test)}
     named = {override.split(".")[2] for override in overrides if re.match(r"data\.sources\.[^.=]+\.", override)}
-    return [f"data.sources.{name}: no train or test list names it ({_suggest(name, sorted(used))})"
-            for name in sorted(named - used)]
+    return [
+        f"data.sources.{name}: no train or test list names it ({_suggest(name, sorted(used))})"
+        for name in sorted(named - used)
+    ]
 
 
 def stage_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -170,8 +171,12 @@ def field_docs(cls: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
     for node, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) \
-                and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
             docs[node.target.id] = str(after.value.value)
     return docs
 
@@ -251,8 +256,11 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             problems.append(f"{where}: a mapping is expected, not {value!r}")
             return _BAD
         if item is Source:
-            return {str(k): _build(Source, v or {}, f"{where}.{k}.", problems) for k, v in value.items()
-                    if _is_mapping(v, f"{where}.{k}", problems)}
+            return {
+                str(k): _build(Source, v or {}, f"{where}.{k}.", problems)
+                for k, v in value.items()
+                if _is_mapping(v, f"{where}.{k}", problems)
+            }
         return {str(k): str(v) for k, v in value.items()} if item is str else dict(value)
     if origin is list:
         items = [value] if isinstance(value, str) else value

@@ -70,8 +70,13 @@ def _standin(name: str, tested: bool, columns: Columns, folder: Path, made: dict
     seed = 1000 + len(made)
     forms = write_forms(folder / name, seed=seed, sizes={"1764": (ROWS, ROWS)})
     table = pq.read_table(forms["form-1764-test" if tested else "form-1764-train"])
-    renamed = {"audio": columns.audio[0], "prompt": columns.prompt[0], "grade": columns.grade[0],
-               "speaker": columns.group[0], "utt_id": columns.id[0]}
+    renamed = {
+        "audio": columns.audio[0],
+        "prompt": columns.prompt[0],
+        "grade": columns.grade[0],
+        "speaker": columns.group[0],
+        "utt_id": columns.id[0],
+    }
     index = table.column_names.index("speaker")
     speakers = [f"{name}-{speaker}" for speaker in table["speaker"].to_pylist()]
     table = table.set_column(index, "speaker", [speakers])

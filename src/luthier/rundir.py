@@ -112,8 +112,9 @@ class RunDir:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise RequestError(f"{self.path}: another process is working on this run",
-                                   "wait for it, or stop it") from error
+                raise RequestError(
+                    f"{self.path}: another process is working on this run", "wait for it, or stop it"
+                ) from error
             stream.write(str(os.getpid()))
             stream.flush()
             for folder in [self.path, *self.path.glob("stages/*"), *self.path.glob("stages/*/checkpoints")]:

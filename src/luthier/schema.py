@@ -72,8 +72,13 @@ class Target:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Target:
-        return cls(text=value.get("text"), choice=value.get("choice"), grade=value.get("grade"),
-                   raters=tuple(value.get("raters", ())), held_back=tuple(value.get("held_back", ())))
+        return cls(
+            text=value.get("text"),
+            choice=value.get("choice"),
+            grade=value.get("grade"),
+            raters=tuple(value.get("raters", ())),
+            held_back=tuple(value.get("held_back", ())),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,13 @@ class Row:
     @property
     def text(self) -> str:
         """All text of the user's turns, joined by newlines."""
-        return "\n".join(part.text or "" for message in self.messages if message.role == "user"
-                         for part in message.content if part.type == "text")
+        return "\n".join(
+            part.text or ""
+            for message in self.messages
+            if message.role == "user"
+            for part in message.content
+            if part.type == "text"
+        )
 
     @property
     def media(self) -> tuple[str, ...]:
@@ -112,8 +122,12 @@ class Row:
 
 def content_id(messages: tuple[Message, ...], target: Target) -> str:
     """A row's id: the first 16 hex digits of the sha256 of its messages and target."""
-    text = json.dumps([[message.to_json() for message in messages], target.to_json()],
-                      sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(
+        [[message.to_json() for message in messages], target.to_json()],
+        sort_keys=True,
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

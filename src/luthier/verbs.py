@@ -21,8 +21,20 @@ from luthier.records import RunManifest
 from luthier.rundir import RunDir, refuse_existing
 
 KINDS = ("speaking", "expert", "describer", "assistant", "voice")
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "pyarrow", "soundfile", "av", "soxr",
-              "safetensors", "huggingface-hub")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "soundfile",
+    "av",
+    "soxr",
+    "safetensors",
+    "huggingface-hub",
+)
 
 
 def new(kind: str, folder: Path) -> dict[str, Any]:
@@ -72,8 +84,11 @@ def _run(loaded: Recipe, source: Path, out: Path | None, overrides: Sequence[str
         report(rundir.path)
     say(table(["stage", "accuracy", "AUROC", "Brier", "Bayes AUROC", "share"], headline(rundir.path)))
     say(f"report: {rundir.report}")
-    return {"run": str(rundir.path), "report": str(rundir.report),
-            "stages": {name: read_json(rundir.stage(name).scores) for name in stage_recipes(loaded)}}
+    return {
+        "run": str(rundir.path),
+        "report": str(rundir.report),
+        "stages": {name: read_json(rundir.stage(name).scores) for name in stage_recipes(loaded)},
+    }
 
 
 def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
@@ -81,15 +96,28 @@ def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
     if resume and (folder / "run.json").is_file():
         rundir = RunDir.open(folder)
         if rundir.read_manifest()["hashes"]["recipe"] != digest(loaded):
-            raise RequestError(f"{folder}: was begun with another recipe or other --set values",
-                               f"give the same ones (they are in {rundir.recipe}), or another --out")
+            raise RequestError(
+                f"{folder}: was begun with another recipe or other --set values",
+                f"give the same ones (they are in {rundir.recipe}), or another --out",
+            )
         if not rundir.recipe.is_file():  # killed between the two first writes of a run
             write_text(rundir.recipe, to_yaml(loaded))
         return rundir
     rundir = RunDir.create(folder)
-    write_json(rundir.manifest, RunManifest(
-        name=loaded.name, status="new", created=_now(), seed=loaded.seed, stages=list(stage_recipes(loaded)),
-        command=line, versions=versions(), machine={}, hashes={"recipe": digest(loaded)}).to_json())
+    write_json(
+        rundir.manifest,
+        RunManifest(
+            name=loaded.name,
+            status="new",
+            created=_now(),
+            seed=loaded.seed,
+            stages=list(stage_recipes(loaded)),
+            command=line,
+            versions=versions(),
+            machine={},
+            hashes={"recipe": digest(loaded)},
+        ).to_json(),
+    )
     write_text(rundir.recipe, to_yaml(loaded))
     return rundir
 
@@ -98,20 +126,27 @@ def _work(rundir: RunDir, loaded: Recipe, resume: bool, resume_line: str) -> Non
     from luthier.check import used_sources
     from luthier.data.table import build_table, read_table
     from luthier.runtime.devices import describe
-    from luthier.stages import run_stage
+    from luthier.stages.run import run_stage
 
     stages = stage_recipes(loaded)
     first = next(iter(stages.values()))
     for recipe in stages.values():
         if recipe.publish.push:
-            raise RequestError("publish.push: publishing does not run yet", "set publish.push to false; the adapter "
-                               "folder of each stage can be uploaded by hand")
+            raise RequestError(
+                "publish.push: publishing does not run yet",
+                "set publish.push to false; the adapter folder of each stage can be uploaded by hand",
+            )
     sources = used_sources(stages)
     if (rundir.data / MANIFEST).is_file():
         rows = read_table(rundir.data)
     else:
-        rows = build_table([(loaded.data.sources[name], split) for name, split in sources.items()], first.data.columns,
-                           first.task.scale, first.data.limits, rundir.data)
+        rows = build_table(
+            [(loaded.data.sources[name], split) for name, split in sources.items()],
+            first.data.columns,
+            first.task.scale,
+            first.data.limits,
+            rundir.data,
+        )
     rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": rows.digest})
     for name, recipe in stages.items():
         run_stage(rundir, name, recipe, rows, resume=resume, resume_line=resume_line)
@@ -154,16 +189,24 @@ def predict(folder: Path, inputs: Sequence[Path], question: str = "", stage: str
     yield from run_predict(RunDir.open(folder), inputs, question, stage)
 
 
-def score(predictions: Path, labels: Path | None = None, pass_mark: float = 4.0,
-          event: str = "panel") -> dict[str, Any]:
+def score(
+    predictions: Path, labels: Path | None = None, pass_mark: float = 4.0, event: str = "panel"
+) -> dict[str, Any]:
     """Metrics of verdicts from a file of predictions, of ours or from elsewhere."""
     from luthier.assess.outside import read_predictions, score_outside
 
     outside = read_predictions(predictions, labels)
     scores = score_outside(outside, Scale(pass_mark=pass_mark), event=event)
-    rows = [[name, f"{value['value']:.4f}",
-             "–" if not value.get("ci") else f"{value['ci'][0]:.3f} .. {value['ci'][1]:.3f}", value["n"]]
-            for name, value in scores.items() if isinstance(value, dict) and "value" in value]
+    rows = [
+        [
+            name,
+            f"{value['value']:.4f}",
+            "–" if not value.get("ci") else f"{value['ci'][0]:.3f} .. {value['ci'][1]:.3f}",
+            value["n"],
+        ]
+        for name, value in scores.items()
+        if isinstance(value, dict) and "value" in value
+    ]
     say(table(["score", "value", "95 % interval", "n"], rows))
     for line in outside.unreadable[:10]:
         say(f"unreadable, counted as wrong: {line}")

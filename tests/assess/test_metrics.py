@@ -40,8 +40,14 @@ def columns(pairs):
 
 def items(rows, event="rater", held_back=()):
     grade, p = zip(*rows, strict=True)
-    return VerdictItems([str(i) for i in range(len(rows))], [f"s{i}" for i in range(len(rows))], list(grade),
-                        list(p), list(held_back), event)
+    return VerdictItems(
+        [str(i) for i in range(len(rows))],
+        [f"s{i}" for i in range(len(rows))],
+        list(grade),
+        list(p),
+        list(held_back),
+        event,
+    )
 
 
 def cohort(n=300, seed=1):
@@ -51,8 +57,7 @@ def cohort(n=300, seed=1):
     grade = np.clip(np.round((3.6 + 0.7 * ability) * 2) / 2, 1, 5)
     p = 1 / (1 + np.exp(-(2 * ability + generator.normal(size=n))))
     held = [(float(round(g)), float(math.ceil(g))) for g in grade + generator.normal(size=n) * 0.4]
-    return VerdictItems([f"a{i}" for i in range(n)], [f"s{i // 3}" for i in range(n)], grade.tolist(),
-                        p.tolist(), held)
+    return VerdictItems([f"a{i}" for i in range(n)], [f"s{i // 3}" for i in range(n)], grade.tolist(), p.tolist(), held)
 
 
 @settings(deadline=None)
@@ -148,8 +153,10 @@ def test_groups_are_drawn_whole():
 
 def test_the_same_seed_gives_the_same_interval():
     values = np.arange(20.0)
-    runs = [bootstrap_ci(lambda index: float(values[index].mean()), [str(i) for i in range(20)], seed=seed)
-            for seed in (3, 3, 4)]
+    runs = [
+        bootstrap_ci(lambda index: float(values[index].mean()), [str(i) for i in range(20)], seed=seed)
+        for seed in (3, 3, 4)
+    ]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -170,8 +177,17 @@ def test_verdicts_by_hand():
     rows = [(3.0, 0.1), (3.5, 0.6), (3.5, 0.4), (4.0, 0.7), (4.0, 0.45), (5.0, 0.9)]
     held = [(), (4.0, 4.0, 3.0), (4.0,), (3.0,), (), ()]
     found = verdict_scores(items(rows, held_back=held), SCALE, resamples=50)
-    assert set(found) == {"accuracy", "auroc", "log_loss", "brier", "ece", "borderline.accuracy",
-                          "borderline.auroc", "closer", "grades"}
+    assert set(found) == {
+        "accuracy",
+        "auroc",
+        "log_loss",
+        "brier",
+        "ece",
+        "borderline.accuracy",
+        "borderline.auroc",
+        "closer",
+        "grades",
+    }
     assert found["accuracy"]["value"] == pytest.approx(4 / 6)  # 3.5 is a fail, by the users' convention
     assert found["auroc"]["value"] == pytest.approx(8 / 9)
     assert found["borderline.accuracy"] == {"value": 0.5, "ci": found["borderline.accuracy"]["ci"], "n": 4}

@@ -14,8 +14,14 @@ from luthier.errors import RequestError
 from luthier.recipe import Scale
 
 SCALE = Scale(minimum=1.0, maximum=5.0, step=0.5, pass_mark=4.0)
-PAIRS = [("0,0.70", "1,0.65"), ("1,0.65", "1,0.65"), ("0,0.50", "0,0.50"), ("1,0.75", "0,0.70"),
-         ("0,0.80", "0,0.70"), ("1,0.95", "1,0.75")]
+PAIRS = [
+    ("0,0.70", "1,0.65"),
+    ("1,0.65", "1,0.65"),
+    ("0,0.50", "0,0.50"),
+    ("1,0.75", "0,0.70"),
+    ("0,0.80", "0,0.70"),
+    ("1,0.95", "1,0.75"),
+]
 ROWS = [{"prediction": prediction, "label": label} for prediction, label in PAIRS]
 
 
@@ -89,9 +95,11 @@ def test_special_tokens_around_an_answer_are_no_obstacle(tmp_path):
 
 
 def test_our_own_fields_with_grades_and_held_back_raters(tmp_path):
-    rows = [{"id": "a", "group": "s1", "p_pass": 0.2, "grade": 3.0, "held_back": []},
-            {"id": "b", "group": "s1", "p_pass": 0.6, "grade": 3.5, "held_back": [4, 4, 3]},
-            {"id": "c", "group": "s2", "p_pass": 0.9, "grade": 4.0, "held_back": [4]}]
+    rows = [
+        {"id": "a", "group": "s1", "p_pass": 0.2, "grade": 3.0, "held_back": []},
+        {"id": "b", "group": "s1", "p_pass": 0.6, "grade": 3.5, "held_back": [4, 4, 3]},
+        {"id": "c", "group": "s2", "p_pass": 0.9, "grade": 4.0, "held_back": [4]},
+    ]
     outside = read_predictions(written(tmp_path, "lines", rows))
     found = score_outside(outside, SCALE, event="rater", resamples=20)
     assert [item.group for item in outside.items] == ["s1", "s1", "s2"]
@@ -129,8 +137,7 @@ def test_a_label_of_one_among_grades_is_a_grade(tmp_path):
 
 def test_labels_from_a_second_file_by_id_and_by_order(tmp_path):
     first = written(tmp_path, "list", [{"id": "b", "p_pass": 0.9}, {"id": "a", "p_pass": 0.2}])
-    by_id = written(tmp_path, "csv", [{"id": name, "grade": grade} for name, grade in
-                                      (("a", 3), ("b", 4.5), ("c", 1))])
+    by_id = written(tmp_path, "csv", [{"id": name, "grade": grade} for name, grade in (("a", 3), ("b", 4.5), ("c", 1))])
     assert [item.grade for item in read_predictions(first, by_id).items] == [4.5, 3.0]
     in_order = written(tmp_path, "tsv", [{"grade": 4}, {"grade": 2}])
     assert [item.grade for item in read_predictions(first, in_order).items] == [4.0, 2.0]
@@ -147,20 +154,23 @@ def test_an_answer_that_its_probability_does_not_favour_is_noted(tmp_path):
     assert outside.note.startswith("1 predictions name")
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("a.json", '[{"p_pass": 0.5,\n "grade": }]', "line 2"),
-    ("a.jsonl", '{"p_pass": 0.5, "grade": 3}\n\n{"p_pass": 0.\n', "line 3"),
-    ("a.jsonl", '{"p_pass": 0.5, "grade": 3}\n[1]\n', "line 2"),
-    ("a.json", "[1, 2]", "item 1"),
-    ("a.json", "[]", "no predictions"),
-    ("a.json", '{"accuracy": 0.5}', "no predictions"),
-    ("a.csv", "", "no predictions"),
-    ("a.csv", 'p_pass,grade\n0.5,3\n0.5,"3\n', "line 3"),
-    ("a.csv", "p_pass,grade\n0.5,3\n0.4,\n", "line 3"),
-    ("a.csv", "p_pass,grade,held_back\n0.5,3,x;y\n", "line 2"),
-    ("a.csv", "answer,grade\n1,3\n", "p_pass, prediction"),
-    ("a.csv", "id,p_pass,grade\na,0.5,3\na,0.6,4\n", "line 2 and .* line 3"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '[{"p_pass": 0.5,\n "grade": }]', "line 2"),
+        ("a.jsonl", '{"p_pass": 0.5, "grade": 3}\n\n{"p_pass": 0.\n', "line 3"),
+        ("a.jsonl", '{"p_pass": 0.5, "grade": 3}\n[1]\n', "line 2"),
+        ("a.json", "[1, 2]", "item 1"),
+        ("a.json", "[]", "no predictions"),
+        ("a.json", '{"accuracy": 0.5}', "no predictions"),
+        ("a.csv", "", "no predictions"),
+        ("a.csv", 'p_pass,grade\n0.5,3\n0.5,"3\n', "line 3"),
+        ("a.csv", "p_pass,grade\n0.5,3\n0.4,\n", "line 3"),
+        ("a.csv", "p_pass,grade,held_back\n0.5,3,x;y\n", "line 2"),
+        ("a.csv", "answer,grade\n1,3\n", "p_pass, prediction"),
+        ("a.csv", "id,p_pass,grade\na,0.5,3\na,0.6,4\n", "line 2 and .* line 3"),
+    ],
+)
 def test_a_bad_file_is_named_with_its_place(tmp_path, name, text, message):
     with pytest.raises(RequestError, match=message) as caught:
         read_predictions(write(tmp_path, name, text))

@@ -29,8 +29,16 @@ def too_sure(grade, raters, scale):
 
 def test_votes_on_the_users_scale():
     assert target_table(method("votes"), SCALE) == [
-        (1.0, 0.0), (1.5, 0.0), (2.0, 0.0), (2.5, 0.0), (3.0, 0.0), (3.5, 0.5), (4.0, 1.0), (4.5, 1.0),
-        (5.0, 1.0)]
+        (1.0, 0.0),
+        (1.5, 0.0),
+        (2.0, 0.0),
+        (2.5, 0.0),
+        (3.0, 0.0),
+        (3.5, 0.5),
+        (4.0, 1.0),
+        (4.5, 1.0),
+        (5.0, 1.0),
+    ]
 
 
 def test_the_example_table_at_its_knots_and_between():
@@ -147,8 +155,14 @@ def test_a_grade_off_the_scale_is_refused(grade):
 
 def test_events_and_what_they_are_scored_against():
     events = {name: method(name).event for name in METHODS if name != "custom"}
-    assert events == {"hard": "panel", "votes": "rater", "raters": "rater", "table": "none", "linear": "none",
-                      "logistic": "none"}
+    assert events == {
+        "hard": "panel",
+        "votes": "rater",
+        "raters": "rater",
+        "table": "none",
+        "linear": "none",
+        "logistic": "none",
+    }
     assert [event_truth("panel", grade, SCALE) for grade in (3.0, 3.5, 4.0)] == [0.0, 0.0, 1.0]
     for event in ("rater", "latent", "none"):
         assert [event_truth(event, grade, SCALE) for grade in (3.0, 3.5, 4.0)] == [0.0, 0.5, 1.0]

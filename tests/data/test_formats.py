@@ -58,22 +58,35 @@ def test_a_row_carries_everything() -> None:
     assert found.seconds == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize(("changes", "reason"), [
-    ({"audio": None}, "missing_audio"), ({"audio": Path("/nowhere/a.wav")}, "missing_audio"),
-    ({"audio": b""}, "empty_audio"), ({"audio": b"text"}, "unreadable_audio"),
-    ({"audio": recording(level=0.0)}, "silent_audio"), ({"audio": recording(0.05)}, "too_short"),
-    ({"audio": recording(61)}, "too_long"),
-    ({"grade": None}, "missing_grade"), ({"grade": " "}, "missing_grade"),
-    ({"grade": "good"}, "grade_not_a_number"), ({"grade": "3,5"}, "grade_not_a_number"),
-    ({"grade": math.nan}, "grade_not_a_number"), ({"grade": True}, "grade_not_a_number"),
-    ({"grade": 10**400}, "grade_not_a_number"), ({"r1": "x"}, "grade_not_a_number"),
-    ({"grade": 0.5}, "grade_outside_scale"), ({"grade": 5.5}, "grade_outside_scale"),
-    ({"r3": 9}, "grade_outside_scale"),
-    ({"prompt": None}, "missing_prompt"), ({"prompt": " \n"}, "missing_prompt"),
-    ({"prompt": "\ud800"}, "missing_prompt"),
-    ({ERROR: ("broken_line", "line 3")}, "broken_line"),
-    ({ERROR: ("path_outside_folder", "x")}, "path_outside_folder"),
-], ids=range(23))
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"audio": None}, "missing_audio"),
+        ({"audio": Path("/nowhere/a.wav")}, "missing_audio"),
+        ({"audio": b""}, "empty_audio"),
+        ({"audio": b"text"}, "unreadable_audio"),
+        ({"audio": recording(level=0.0)}, "silent_audio"),
+        ({"audio": recording(0.05)}, "too_short"),
+        ({"audio": recording(61)}, "too_long"),
+        ({"grade": None}, "missing_grade"),
+        ({"grade": " "}, "missing_grade"),
+        ({"grade": "good"}, "grade_not_a_number"),
+        ({"grade": "3,5"}, "grade_not_a_number"),
+        ({"grade": math.nan}, "grade_not_a_number"),
+        ({"grade": True}, "grade_not_a_number"),
+        ({"grade": 10**400}, "grade_not_a_number"),
+        ({"r1": "x"}, "grade_not_a_number"),
+        ({"grade": 0.5}, "grade_outside_scale"),
+        ({"grade": 5.5}, "grade_outside_scale"),
+        ({"r3": 9}, "grade_outside_scale"),
+        ({"prompt": None}, "missing_prompt"),
+        ({"prompt": " \n"}, "missing_prompt"),
+        ({"prompt": "\ud800"}, "missing_prompt"),
+        ({ERROR: ("broken_line", "line 3")}, "broken_line"),
+        ({ERROR: ("path_outside_folder", "x")}, "path_outside_folder"),
+    ],
+    ids=range(23),
+)
 def test_reasons(changes: dict[str, Any], reason: str) -> None:
     found = convert(**changes)
     assert isinstance(found, Drop)
@@ -111,8 +124,16 @@ def test_a_recording_on_disk_equals_one_in_the_table(tmp_path: Path) -> None:
     assert kept(audio=tmp_path / "a.wav") == kept()
 
 
-WILD = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.binary(max_size=30),
-                 st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=2), st.integers(), max_size=2))
+WILD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=9),
+    st.binary(max_size=30),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -71,14 +71,19 @@ class Hub:
             revisions = (revision, COMMIT) if revision == "main" else (revision,)
             for name in revisions:
                 if path.startswith(f"/api/datasets/{repo}/tree/{name}"):
-                    return 200, json.dumps([{"type": "file", "path": key, "size": len(value), "oid": "0"}
-                                            for key, value in contents.items()]).encode()
+                    return 200, json.dumps(
+                        [
+                            {"type": "file", "path": key, "size": len(value), "oid": "0"}
+                            for key, value in contents.items()
+                        ]
+                    ).encode()
                 if path in (f"/api/datasets/{repo}/revision/{name}", f"/api/datasets/{repo}"):
-                    return 200, json.dumps({"id": repo, "sha": COMMIT, "siblings": [
-                        {"rfilename": key} for key in contents]}).encode()
+                    return 200, json.dumps(
+                        {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": key} for key in contents]}
+                    ).encode()
                 start = f"/datasets/{repo}/resolve/{name}/"
-                if path.startswith(start) and path[len(start):] in contents:
-                    return 200, contents[path[len(start):]]
+                if path.startswith(start) and path[len(start) :] in contents:
+                    return 200, contents[path[len(start) :]]
         known = any(f"/{repo}" in path for repo, _ in self.files)
         return 404, b"RevisionNotFound" if known else b"RepoNotFound"
 
@@ -94,10 +99,23 @@ def hub() -> Iterator[Hub]:
 def read(url: str, folder: Path, repo: str, split: str = "train") -> tuple[int, str, str]:
     source_root = str(Path(__file__).parents[2] / "src")
     kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
-    done = subprocess.run([sys.executable, "-c", READ, repo, split], capture_output=True, text=True, timeout=60,
-                          env={**kept, "HF_ENDPOINT": url, "HF_HOME": str(folder), "HF_TOKEN": TOKEN,
-                               "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": source_root,
-                               "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", READ, repo, split],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            **kept,
+            "HF_ENDPOINT": url,
+            "HF_HOME": str(folder),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": source_root,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
     assert "Traceback" not in done.stderr
     assert TOKEN not in done.stdout + done.stderr
     return done.returncode, done.stdout, done.stderr
@@ -105,14 +123,22 @@ def read(url: str, folder: Path, repo: str, split: str = "train") -> tuple[int, 
 
 def parquet(prompt: str) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([{"audio": {"bytes": b"snd", "path": None}, "prompt": prompt,
-                                          "grade": 3.0}]), sink)
+    pq.write_table(
+        pa.Table.from_pylist([{"audio": {"bytes": b"snd", "path": None}, "prompt": prompt, "grade": 3.0}]), sink
+    )
     return sink.getvalue().to_pybytes()
 
 
 def test_layouts_in_their_order() -> None:
-    names = ["README.md", "data/train-00001-of-00002.parquet", "data/train-00000-of-00002.parquet",
-             "train/x.parquet", "data/sub/train-9.parquet", "test/a.parquet", "validation-1.parquet"]
+    names = [
+        "README.md",
+        "data/train-00001-of-00002.parquet",
+        "data/train-00000-of-00002.parquet",
+        "train/x.parquet",
+        "data/sub/train-9.parquet",
+        "test/a.parquet",
+        "validation-1.parquet",
+    ]
     assert split_files(names, "train") == ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
     assert split_files(names, "test") == ["test/a.parquet"]
     assert split_files(names, "validation") == ["validation-1.parquet"]
@@ -120,23 +146,32 @@ def test_layouts_in_their_order() -> None:
 
 
 def test_shards_of_a_split_are_read_in_order(hub: Hub, tmp_path: Path) -> None:
-    hub.files["o/speech", "main"] = {"data/train-00001-of-00002.parquet": parquet("second"), "README.md": b"x",
-                                     "data/train-00000-of-00002.parquet": parquet("first"),
-                                     "data/test-00000-of-00001.parquet": parquet("other")}
+    hub.files["o/speech", "main"] = {
+        "data/train-00001-of-00002.parquet": parquet("second"),
+        "README.md": b"x",
+        "data/train-00000-of-00002.parquet": parquet("first"),
+        "data/test-00000-of-00001.parquet": parquet("other"),
+    }
     code, out, err = read(hub.url, tmp_path, "o/speech")
     assert code == 0, err
-    assert out.splitlines() == ["train-00000-of-00002.parquet#1 first b'snd'",
-                                "train-00001-of-00002.parquet#1 second b'snd'"]
+    assert out.splitlines() == [
+        "train-00000-of-00002.parquet#1 first b'snd'",
+        "train-00001-of-00002.parquet#1 second b'snd'",
+    ]
     assert f"Bearer {TOKEN}" in hub.seen_tokens
 
 
 def test_the_converted_parquet_and_then_a_table_with_its_sound(hub: Hub, tmp_path: Path) -> None:
-    hub.files["o/raw", "main"] = {"train.jsonl": b'{"audio": "wavs/a.wav", "prompt": "raw", "grade": 2}\n',
-                                  "wavs/a.wav": b"RIFF"}
+    hub.files["o/raw", "main"] = {
+        "train.jsonl": b'{"audio": "wavs/a.wav", "prompt": "raw", "grade": 2}\n',
+        "wavs/a.wav": b"RIFF",
+    }
     code, out, err = read(hub.url, tmp_path / "a", "o/raw")
     assert (code, out) == (0, "train.jsonl#1 raw b'RIFF'\n"), err
-    hub.files["o/raw", "refs/convert/parquet"] = {"default/train/0000.parquet": parquet("converted"),
-                                                  "default/partial-train/0000.parquet": parquet("part")}
+    hub.files["o/raw", "refs/convert/parquet"] = {
+        "default/train/0000.parquet": parquet("converted"),
+        "default/partial-train/0000.parquet": parquet("part"),
+    }
     code, out, err = read(hub.url, tmp_path / "b", "o/raw")
     assert (code, out) == (0, "0000.parquet#1 converted b'snd'\n"), err
 

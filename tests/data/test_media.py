@@ -58,8 +58,9 @@ def reason_of(data: bytes, limits: Limits | None = None) -> str:
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("channels", [1, 2, 3])
-@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"),
-                                               ("OGG", "VORBIS")])
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")]
+)
 def test_a_tone_keeps_its_pitch_and_length(rate: int, channels: int, kind: str, subtype: str) -> None:
     audio = load_audio(encode(tone(rate, channels=channels), rate, kind, subtype), Limits())
     assert audio.dtype == np.float32
@@ -89,16 +90,20 @@ def test_channels_are_averaged() -> None:
     assert np.allclose(to_mono_16k(left_only, 16000), tone(16000)[:, 0] / 2, atol=1e-7)
 
 
-@pytest.mark.parametrize(("data", "reason"), [
-    (b"", "empty_audio"),
-    (b"not audio at all, but some text", "unreadable_audio"),
-    (b"#EXTM3U\nhttp://127.0.0.1:9/a.ts\n", "unreadable_audio"),
-    (encode(np.zeros((0, 1), np.float32), 16000), "empty_audio"),
-    (encode(np.zeros((16000, 1), np.float32), 16000), "silent_audio"),
-    (encode(tone(16000, level=5e-5), 16000, subtype="FLOAT"), "silent_audio"),
-    (encode(tone(16000, 0.05), 16000), "too_short"),
-    (encode(tone(8000, 61.0), 8000), "too_long"),
-], ids=range(8))
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty_audio"),
+        (b"not audio at all, but some text", "unreadable_audio"),
+        (b"#EXTM3U\nhttp://127.0.0.1:9/a.ts\n", "unreadable_audio"),
+        (encode(np.zeros((0, 1), np.float32), 16000), "empty_audio"),
+        (encode(np.zeros((16000, 1), np.float32), 16000), "silent_audio"),
+        (encode(tone(16000, level=5e-5), 16000, subtype="FLOAT"), "silent_audio"),
+        (encode(tone(16000, 0.05), 16000), "too_short"),
+        (encode(tone(8000, 61.0), 8000), "too_long"),
+    ],
+    ids=range(8),
+)
 def test_reasons(data: bytes, reason: str) -> None:
     assert reason_of(data) == reason
 
@@ -110,19 +115,20 @@ def test_not_finite(bad: float) -> None:
     assert reason_of(encode(samples, 16000, subtype="FLOAT")) == "not_finite"
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"),
-                                               ("OGG", "OPUS")])
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")]
+)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
 def test_a_torn_file_is_refused_and_not_read_as_a_shorter_one(kind: str, subtype: str, share: float) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, (32000, 1)).astype(np.float32)
     data = encode(noise, 16000, kind, subtype)
     assert len(load_audio(data, Limits())) == 32000
-    assert reason_of(data[:int(share * len(data))]) == "unreadable_audio"
+    assert reason_of(data[: int(share * len(data))]) == "unreadable_audio"
 
 
 def test_a_torn_mp4_is_refused() -> None:
     data = mp4(tone(16000, 2.0), 16000)
-    assert reason_of(data[:len(data) // 2]) == "unreadable_audio"
+    assert reason_of(data[: len(data) // 2]) == "unreadable_audio"
 
 
 def test_a_header_that_lies_is_not_believed() -> None:
@@ -134,9 +140,26 @@ def test_a_header_that_lies_is_not_believed() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(head=st.sampled_from([b"", b"RIFF\x24\0\0\0WAVEfmt ", b"fLaC", b"OggS", b"\0\0\0\x1cftypisom", b"ID3",
-                             b"\xff\xfb\x90", b"\xff\xf1", b"\x1a\x45\xdf\xa3", b"FORM\0\0\0\0AIFF", b"caff", b".snd",
-                             b"#!AMR\n"]), tail=st.binary(max_size=400))
+@given(
+    head=st.sampled_from(
+        [
+            b"",
+            b"RIFF\x24\0\0\0WAVEfmt ",
+            b"fLaC",
+            b"OggS",
+            b"\0\0\0\x1cftypisom",
+            b"ID3",
+            b"\xff\xfb\x90",
+            b"\xff\xf1",
+            b"\x1a\x45\xdf\xa3",
+            b"FORM\0\0\0\0AIFF",
+            b"caff",
+            b".snd",
+            b"#!AMR\n",
+        ]
+    ),
+    tail=st.binary(max_size=400),
+)
 def test_random_bytes_give_a_reason_or_sound(head: bytes, tail: bytes) -> None:
     audio = sound_or_reason(head + tail)
     if isinstance(audio, str):
@@ -147,8 +170,10 @@ def test_random_bytes_give_a_reason_or_sound(head: bytes, tail: bytes) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),
-       kind=st.sampled_from(["WAV", "FLAC", "OGG"]))
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),
+    kind=st.sampled_from(["WAV", "FLAC", "OGG"]),
+)
 def test_flipped_header_bytes_give_a_reason_or_sound(flips: list[tuple[int, int]], kind: str) -> None:
     data = bytearray(encode(tone(8000, 0.3), 8000, kind))
     for place, value in flips:

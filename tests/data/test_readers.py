@@ -14,8 +14,17 @@ from luthier.data.readers import ERROR, read_source
 from luthier.errors import SourceError
 from luthier.recipe import Columns, Source
 
-ROWS: list[dict[str, Any]] = [{"utt_id": f"u{i}", "speaker": f"s{i % 3}", "prompt": f"say \"{i}\", please",
-                               "wav_path": f"wavs/{i}.wav", "grade": 1.0 + i / 2, "other": "x"} for i in range(8)]
+ROWS: list[dict[str, Any]] = [
+    {
+        "utt_id": f"u{i}",
+        "speaker": f"s{i % 3}",
+        "prompt": f'say "{i}", please',
+        "wav_path": f"wavs/{i}.wav",
+        "grade": 1.0 + i / 2,
+        "other": "x",
+    }
+    for i in range(8)
+]
 KEPT = ("prompt", "grade", "speaker", "wav_path")
 
 
@@ -73,15 +82,25 @@ def test_audio_inside_parquet(tmp_path: Path, value: Any) -> None:
 
 def test_an_audio_struct_with_a_path_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_pylist([{"audio": {"bytes": None, "path": "a.wav"}, "prompt": "p", "grade": 3.0},
-                                         {"audio": None, "prompt": "p", "grade": 3.0}]), path)
+    pq.write_table(
+        pa.Table.from_pylist(
+            [
+                {"audio": {"bytes": None, "path": "a.wav"}, "prompt": "p", "grade": 3.0},
+                {"audio": None, "prompt": "p", "grade": 3.0},
+            ]
+        ),
+        path,
+    )
     assert [record["audio"] for _, record in read(path)] == [tmp_path / "a.wav", None]
 
 
 @pytest.mark.parametrize("table", ["metadata.csv", "metadata.jsonl", "only.csv"])
 def test_a_folder_with_recordings(tmp_path: Path, table: str) -> None:
-    text = ("file_name,prompt,grade\na.wav,hello,3\n" if table.endswith("csv")
-            else '{"file_name": "a.wav", "prompt": "hello", "grade": 3}\n')
+    text = (
+        "file_name,prompt,grade\na.wav,hello,3\n"
+        if table.endswith("csv")
+        else '{"file_name": "a.wav", "prompt": "hello", "grade": 3}\n'
+    )
     (tmp_path / table).write_text(text)
     [(origin, record)] = read(tmp_path)
     assert origin == f"{table}#1"
@@ -92,7 +111,7 @@ def test_a_folder_with_recordings(tmp_path: Path, table: str) -> None:
 def test_a_folder_with_the_split_in_shards(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for number, name in enumerate(["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"]):
-        pq.write_table(pa.Table.from_pylist(ROWS[number:number + 1]), tmp_path / "data" / f"{name}.parquet")
+        pq.write_table(pa.Table.from_pylist(ROWS[number : number + 1]), tmp_path / "data" / f"{name}.parquet")
     assert [record["prompt"] for _, record in read(tmp_path)] == [ROWS[0]["prompt"], ROWS[1]["prompt"]]
     assert len(read(tmp_path, split="test")) == 1
 
@@ -164,27 +183,37 @@ def test_a_missing_column_names_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_a_torn_parquet(tmp_path: Path, share: float) -> None:
     path = write(tmp_path, "parquet")
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(SourceError, match="torn"):
         read(path)
 
 
 def test_a_parquet_torn_in_its_middle(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.Table.from_pylist([{"audio": bytes(range(256)) * 40, "prompt": f"{i}", "grade": 3.0}
-                                         for i in range(200)]), path, row_group_size=50, write_page_checksum=True)
+    pq.write_table(
+        pa.Table.from_pylist([{"audio": bytes(range(256)) * 40, "prompt": f"{i}", "grade": 3.0} for i in range(200)]),
+        path,
+        row_group_size=50,
+        write_page_checksum=True,
+    )
     data = bytearray(path.read_bytes())
-    data[len(data) // 3:2 * len(data) // 3] = b"\xff" * (2 * len(data) // 3 - len(data) // 3)
+    data[len(data) // 3 : 2 * len(data) // 3] = b"\xff" * (2 * len(data) // 3 - len(data) // 3)
     path.write_bytes(bytes(data))
     with pytest.raises(SourceError, match=r"torn|cannot be read"):
         read(path)
 
 
-@pytest.mark.parametrize(("name", "data", "say"), [
-    ("t.json", b"{", "not what its name says"), ("t.json", b'{"a": 1}', "neither a list"),
-    ("t.csv", b"audio,prompt,grade\n\xff\xfe,p,3\n", "UTF-8"), ("t.csv", b"audio,audio,grade\n1,2,3\n", "share a name"),
-    ("t.csv", b'audio,prompt,grade\n"a,b,3\n', "cannot be read"), ("t.bin", b"\x00\x01", "is not parquet"),
-])
+@pytest.mark.parametrize(
+    ("name", "data", "say"),
+    [
+        ("t.json", b"{", "not what its name says"),
+        ("t.json", b'{"a": 1}', "neither a list"),
+        ("t.csv", b"audio,prompt,grade\n\xff\xfe,p,3\n", "UTF-8"),
+        ("t.csv", b"audio,audio,grade\n1,2,3\n", "share a name"),
+        ("t.csv", b'audio,prompt,grade\n"a,b,3\n', "cannot be read"),
+        ("t.bin", b"\x00\x01", "is not parquet"),
+    ],
+)
 def test_files_that_are_not_tables(tmp_path: Path, name: str, data: bytes, say: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError, match=say):
@@ -200,8 +229,9 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.binary(max_size=300), kind=st.sampled_from(["csv", "tsv", "json", "jsonl", "parquet", "x"]))
-def test_random_bytes_end_in_records_or_a_source_error(tmp_path_factory: pytest.TempPathFactory, data: bytes,
-                                                       kind: str) -> None:
+def test_random_bytes_end_in_records_or_a_source_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str
+) -> None:
     path = tmp_path_factory.mktemp("wild") / f"t.{kind}"
     path.write_bytes(data)
     trouble = None

@@ -28,8 +28,19 @@ from luthier.data.simulate import (
 from luthier.data.voice import RATE, FormantVoice, open_voice
 from luthier.errors import ExistsError, RequestError
 
-COLUMNS = ["utt_id", "form_id", "speaker", "prompt", "audio", "grade", "rater_1", "rater_2", "rater_3",
-           "p_panel", "p_rater"]
+COLUMNS = [
+    "utt_id",
+    "form_id",
+    "speaker",
+    "prompt",
+    "audio",
+    "grade",
+    "rater_1",
+    "rater_2",
+    "rater_3",
+    "p_panel",
+    "p_rater",
+]
 SMALL = {"1764": (6, 5), "1964": (5, 6)}
 
 
@@ -43,8 +54,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.parquet")}
 
 
-@pytest.mark.parametrize(
-    "judges", [Judges(), Judges(severity=0.1), Judges(sd=0.8, severities=(-0.5, 0, 0.2, 0.6))])
+@pytest.mark.parametrize("judges", [Judges(), Judges(severity=0.1), Judges(sd=0.8, severities=(-0.5, 0, 0.2, 0.6))])
 @pytest.mark.parametrize("quality", [-2.0, -0.5, 0.3, 1.6])
 def test_the_closed_forms_are_what_the_judges_do(judges: Judges, quality: float) -> None:
     drawn = judges.judge(np.full(20_000, quality), np.random.default_rng(0))
@@ -73,8 +83,7 @@ def test_chances_rise_with_quality_fall_with_severity_and_stay_inside() -> None:
     assert (Judges(severity=0.1).p_panel(quality[80:100]) < Judges().p_panel(quality[80:100])).all()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"severities": (0.0, 0.1)}, {"sd": 0.0}, {"thresholds": (1.0, 0.0, 2.0, 3.0)}])
+@pytest.mark.parametrize("wrong", [{"severities": (0.0, 0.1)}, {"sd": 0.0}, {"thresholds": (1.0, 0.0, 2.0, 3.0)}])
 def test_a_bench_that_cannot_judge_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(RequestError, match="cannot judge"):
         Judges(**wrong)  # type: ignore[arg-type]
@@ -150,15 +159,23 @@ def test_a_wrong_request_leaves_nothing_behind(tmp_path: Path) -> None:
 def features(answer: Answer) -> list[float]:
     """What a simple ear hears: time, silence, pieces of speech, brightness, and how the loudness moves."""
     sound, _ = sf.read(io.BytesIO(answer.audio["bytes"]))  # type: ignore[arg-type]
-    frames = sound[:len(sound) // 160 * 160].reshape(-1, 160)
+    frames = sound[: len(sound) // 160 * 160].reshape(-1, 160)
     loud = np.sqrt((frames**2).mean(1))
     speech = loud > 0.15 * np.percentile(loud, 95)
     starts = (np.diff(speech.astype(int)) == 1).sum()
     crossings = (np.diff(np.sign(frames), axis=1) != 0).mean(1)
     level = np.log(loud + 1e-4)
-    return [np.log(len(frames)), np.log(speech.sum()), float(1 - speech.mean()), float(starts),
-            starts / len(frames), crossings[speech].mean(), crossings[speech].std(), level[speech].std(),
-            np.abs(np.diff(level[speech])).mean()]
+    return [
+        np.log(len(frames)),
+        np.log(speech.sum()),
+        float(1 - speech.mean()),
+        float(starts),
+        starts / len(frames),
+        crossings[speech].mean(),
+        crossings[speech].std(),
+        level[speech].std(),
+        np.abs(np.diff(level[speech])).mean(),
+    ]
 
 
 def heard(train: list[Answer], test: list[Answer]) -> np.ndarray:

@@ -12,13 +12,17 @@ from luthier.schema import Message, Part, Provenance, Row, Target
 
 def item(group: str, number: int = 0, media: str = "m", source: str = "a") -> TableRow:
     messages = (Message("user", (Part("audio", media=f"sha256:{media}"),)),)
-    return TableRow(Row(f"{group}-{number}", messages, Target(grade=3.0), group, "train",
-                        Provenance(source, f"t#{number}")), 1.0)
+    return TableRow(
+        Row(f"{group}-{number}", messages, Target(grade=3.0), group, "train", Provenance(source, f"t#{number}")), 1.0
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(groups=st.lists(st.text(max_size=4), min_size=2, max_size=60, unique=True), seed=st.integers(0, 99),
-       fraction=st.floats(0.01, 0.9))
+@given(
+    groups=st.lists(st.text(max_size=4), min_size=2, max_size=60, unique=True),
+    seed=st.integers(0, 99),
+    fraction=st.floats(0.01, 0.9),
+)
 def test_a_split_keeps_every_row_once_and_groups_whole(groups: list[str], seed: int, fraction: float) -> None:
     rows = [item(group, number) for group in groups for number in range(2)]
     train, held = validation_split(rows, fraction, seed)

@@ -30,8 +30,19 @@ def recording(seed: int) -> bytes:
 
 
 def records(count: int, start: int = 0) -> list[dict[str, Any]]:
-    return [{"id": f"u{i}", "speaker": f"s{i // 3}", "prompt": f"prompt {i}", "grade": 1 + i % 9 / 2, "r1": 3, "r2": 4,
-             "p_panel": i / 100, "audio": {"bytes": recording(i), "path": None}} for i in range(start, start + count)]
+    return [
+        {
+            "id": f"u{i}",
+            "speaker": f"s{i // 3}",
+            "prompt": f"prompt {i}",
+            "grade": 1 + i % 9 / 2,
+            "r1": 3,
+            "r2": 4,
+            "p_panel": i / 100,
+            "audio": {"bytes": recording(i), "path": None},
+        }
+        for i in range(start, start + count)
+    ]
 
 
 def write(path: Path, rows: list[dict[str, Any]], group: int = 100) -> Source:
@@ -46,8 +57,10 @@ def build(sources: Sequence[tuple[Source, str]], folder: Path) -> Table:
 def test_a_table_is_built_and_read_back_equal(tmp_path: Path) -> None:
     rows = records(12)
     bad = [{**rows[0], "grade": 9.0}, {**rows[1], "audio": {"bytes": b"torn", "path": None}}, rows[2], rows[2]]
-    sources = [(write(tmp_path / "a.parquet", rows + bad), "train"),
-               (write(tmp_path / "b.parquet", records(5, 50)), "test")]
+    sources = [
+        (write(tmp_path / "a.parquet", rows + bad), "train"),
+        (write(tmp_path / "b.parquet", records(5, 50)), "test"),
+    ]
     built = build(sources, tmp_path / "data")
     found = read_table(tmp_path / "data")
     assert found == built
@@ -59,8 +72,13 @@ def test_a_table_is_built_and_read_back_equal(tmp_path: Path) -> None:
     for item, row in zip(found.rows, rows + records(5, 50), strict=True):
         assert found.media_bytes(item.row.media[0]) == row["audio"]["bytes"]
     ledger = [json.loads(line) for line in (tmp_path / "data" / "ledger.jsonl").read_text().splitlines()]
-    assert ledger[0] == {"source": "a", "in": 16, "kept": 12, "merged": 2,
-                         "dropped": {"grade_outside_scale": 1, "unreadable_audio": 1}}
+    assert ledger[0] == {
+        "source": "a",
+        "in": 16,
+        "kept": 12,
+        "merged": 2,
+        "dropped": {"grade_outside_scale": 1, "unreadable_audio": 1},
+    }
     assert [line["origin"] for line in ledger[2:]] == ["a.parquet#13 u0", "a.parquet#14 u1"]
     assert len(found.select(["a"])) == 12
     assert len(found.select(split="test")) == 5
@@ -71,14 +89,29 @@ def test_what_lies_on_disk(tmp_path: Path) -> None:
     built = build([(write(tmp_path / "a.parquet", records(4)), "train")], tmp_path / "data")
     folder = tmp_path / "data"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest == {"rows": 4, "digest": built.digest,
-                        "parquet": {"rows-00000.parquet": sha256_file(folder / "rows-00000.parquet")},
-                        "sources": {"a": {"in": 4, "kept": 4, "merged": 0, "dropped": {}}}}
+    assert manifest == {
+        "rows": 4,
+        "digest": built.digest,
+        "parquet": {"rows-00000.parquet": sha256_file(folder / "rows-00000.parquet")},
+        "sources": {"a": {"in": 4, "kept": 4, "merged": 0, "dropped": {}}},
+    }
     assert pq.read_schema(folder / "rows-00000.parquet").names == [
-        "id", "messages", "target", "group", "split", "source", "origin", "license", "attribution", "parents",
-        "seconds", "aux"]
+        "id",
+        "messages",
+        "target",
+        "group",
+        "split",
+        "source",
+        "origin",
+        "license",
+        "attribution",
+        "parents",
+        "seconds",
+        "aux",
+    ]
     assert {item.name for item in (folder / "media").iterdir()} == {
-        item.row.media[0].removeprefix("sha256:") for item in built.rows}
+        item.row.media[0].removeprefix("sha256:") for item in built.rows
+    }
     assert all(sha256_file(item) == item.name for item in (folder / "media").iterdir())
     assert verify_folder(folder) is None
 

@@ -49,9 +49,9 @@ def pitch_track(sound: np.ndarray) -> np.ndarray:
     """F0 in Hz of the voiced 40 ms windows, by the highest autocorrelation between 60 and 350 Hz."""
     found = []
     for start in range(0, len(sound) - 640, 320):
-        window = sound[start:start + 640] - sound[start:start + 640].mean()
+        window = sound[start : start + 640] - sound[start : start + 640].mean()
         power = np.correlate(window, window, "full")[639:]
-        lags = power[RATE // 350:RATE // 60] / (power[0] + 1e-9)
+        lags = power[RATE // 350 : RATE // 60] / (power[0] + 1e-9)
         if power[0] > 1 and lags.max() > 0.6:
             found.append(RATE / (RATE // 350 + int(lags.argmax())))
     return np.array(found)
@@ -85,8 +85,9 @@ def test_a_fault_that_takes_time_takes_more_the_more_there_is_of_it(voice: Voice
 def test_pauses_are_silence(voice: Voice) -> None:
     def silent(pause: float) -> float:
         clip = render(TEXT, Delivery(pause=pause), Speaker(), np.random.default_rng(1), voice)
-        frames = clip[:len(clip) // 160 * 160].reshape(-1, 160)
+        frames = clip[: len(clip) // 160 * 160].reshape(-1, 160)
         return float((np.abs(frames).max(1) < 0.1 * np.abs(clip).max()).mean())
+
     assert silent(1.0) > silent(0.0) + 0.15
 
 
@@ -97,8 +98,9 @@ def test_a_monotone_speaker_has_a_narrower_pitch_range(voice: Voice) -> None:
 
 
 def test_a_higher_speaker_is_higher(voice: Voice) -> None:
-    low, high = (float(np.median(pitch_track(voice.speak(TEXT, 200, 0.2, Speaker(pitch=pitch)))))
-                 for pitch in (0.1, 0.9))
+    low, high = (
+        float(np.median(pitch_track(voice.speak(TEXT, 200, 0.2, Speaker(pitch=pitch))))) for pitch in (0.1, 0.9)
+    )
     assert high > 1.2 * low
 
 
@@ -122,11 +124,14 @@ def test_without_a_voice_the_result_depends_on_the_arguments_alone() -> None:
 
 
 def test_level_and_noise_are_those_of_the_speaker() -> None:
-    quiet, loud = (render(TEXT, Delivery(), Speaker(level_db=db), np.random.default_rng(0), FormantVoice())
-                   for db in (-30.0, -20.0))
+    quiet, loud = (
+        render(TEXT, Delivery(), Speaker(level_db=db), np.random.default_rng(0), FormantVoice())
+        for db in (-30.0, -20.0)
+    )
     assert 20 * np.log10(loud.std() / quiet.std()) == pytest.approx(10, abs=0.5)
-    clean, noisy = (render(TEXT, Delivery(), Speaker(snr_db=db), np.random.default_rng(0), FormantVoice())
-                    for db in (40.0, 15.0))
+    clean, noisy = (
+        render(TEXT, Delivery(), Speaker(snr_db=db), np.random.default_rng(0), FormantVoice()) for db in (40.0, 15.0)
+    )
     assert noisy[:1000].std() > 10 * clean[:1000].std()
 
 
@@ -144,7 +149,8 @@ def test_espeak_knows_every_variant() -> None:
 
 
 def test_without_the_wheel_the_formant_voice_speaks_and_says_why(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert open_voice().name == "formant"
@@ -175,7 +181,8 @@ def test_a_wrong_word_is_another_word(word: str, seed: int) -> None:
 
 @given(st.text(max_size=60), *[st.floats(0, 1)] * 4, st.integers(0, 99))
 def test_any_text_with_words_can_be_planned(
-        text: str, pause: float, filler: float, repair: float, wrong: float, seed: int) -> None:
+    text: str, pause: float, filler: float, repair: float, wrong: float, seed: int
+) -> None:
     delivery = Delivery(0.5, pause, filler, repair, wrong)
     if not text.split():
         with pytest.raises(RequestError):

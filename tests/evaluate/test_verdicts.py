@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from luthier.evaluate.verdicts import Judge, soft_log_loss, swap_recordings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-from jobs import make_job, recipe
+from support.jobs import make_job, recipe
 
 
 @pytest.fixture(scope="module")

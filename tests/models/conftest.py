@@ -20,7 +20,7 @@ from luthier.models.package import Package
 from luthier.models.verdict import StepWeights, VerdictModel, grade_levels
 from luthier.recipe import ModelConfig, Recipe
 from luthier.schema import Message, Part, Provenance, Row, Target
-from luthier.stages import build_model
+from luthier.stages.prepare import build_model
 
 TOY = "toy:phi4-multimodal"
 SECONDS = (0.5, 1.1, 1.9, 2.4)
@@ -66,8 +66,14 @@ def _recording(name: str) -> np.ndarray:
 
 def _row(number: int) -> Row:
     content = (Part("text", QUESTIONS[number % len(QUESTIONS)]), Part("audio", media=f"sha256:{number}"))
-    return Row(f"row{number}", (Message("user", content),), Target(grade=GRADES[number % len(GRADES)]),
-               f"speaker{number}", "train", Provenance("made", f"made:{number}"))
+    return Row(
+        f"row{number}",
+        (Message("user", content),),
+        Target(grade=GRADES[number % len(GRADES)]),
+        f"speaker{number}",
+        "train",
+        Provenance("made", f"made:{number}"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -109,19 +115,31 @@ def recipe_of() -> Callable[[dict[str, Any]], Recipe]:
 @pytest.fixture(scope="session")
 def bench(features: Path) -> Callable[..., Bench]:
     """A factory: `bench({"task.readout": "head"}, rows=8)` builds the model of `build_model` and encodes its rows."""
-    def make(changes: dict[str, Any] | None = None, *, rows: int = 8, seed: int = 3,
-             frozen: bool | None = None) -> Bench:
+
+    def make(
+        changes: dict[str, Any] | None = None, *, rows: int = 8, seed: int = 3, frozen: bool | None = None
+    ) -> Bench:
         recipe = _recipe(changes or {})
         base, model, about, fresh = build_model(recipe, seed)
         frozen = sound_is_frozen(recipe.model) if frozen is None else frozen
         store = FeatureStore(features, base.family, base.extractor, _recording, base.model, frozen=frozen)
         table = [_row(i) for i in range(rows)]
-        encoder = PromptEncoder(base.tokenizer, base.family.audio_token_id(base.model), recipe.task.instruction,
-                                recipe.model.learned_tokens, recipe.model.max_tokens)
+        encoder = PromptEncoder(
+            base.tokenizer,
+            base.family.audio_token_id(base.model),
+            recipe.task.instruction,
+            recipe.model.learned_tokens,
+            recipe.model.max_tokens,
+        )
         levels = grade_levels(recipe.task.scale)
-        examples, dropped = encode_rows(table, encoder, store.prepare(r.media[0] for r in table),
-                                        lambda row: (row.target.grade / 5, levels.index(row.target.grade)))
+        examples, dropped = encode_rows(
+            table,
+            encoder,
+            store.prepare(r.media[0] for r in table),
+            lambda row: (row.target.grade / 5, levels.index(row.target.grade)),
+        )
         assert not dropped
         model.initialise_head([sum(e.level == k for e in examples) for k in range(len(levels))])
         return Bench(recipe, base, model, about, fresh, store, examples)
+
     return make

@@ -38,8 +38,15 @@ def own_forward(language_model: Any, one, row: int) -> torch.Tensor:
     example = one.examples[row]
     mel_TF = one.base.family.mel(one.base.extractor, one.store.waveform(example.media))
     with torch.no_grad():
-        return language_model(input_ids=torch.tensor([example.ids]), audio_input_features=mel_TF[None],
-                              audio_embed_sizes=torch.tensor([example.sound_length])).logits[0, -1].float()
+        return (
+            language_model(
+                input_ids=torch.tensor([example.ids]),
+                audio_input_features=mel_TF[None],
+                audio_embed_sizes=torch.tensor([example.sound_length]),
+            )
+            .logits[0, -1]
+            .float()
+        )
 
 
 @pytest.mark.parametrize("make", MAKES)
@@ -117,9 +124,17 @@ def test_lora_stays_out_of_the_encoders_and_the_projector(bench):
     assert [name for name in names if name not in tuned] == [n for n in names if "trainable_tokens_delta" in n]
 
 
-@pytest.mark.parametrize("pattern", [
-    r".*(qkv_proj|o_proj)", r".*\.(q_proj|v_proj)", r".*(gate_up_proj|down_proj)", ".*", r".*self_attn.*",
-    r".*(up|down)_proj_for_speech"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*(qkv_proj|o_proj)",
+        r".*\.(q_proj|v_proj)",
+        r".*(gate_up_proj|down_proj)",
+        ".*",
+        r".*self_attn.*",
+        r".*(up|down)_proj_for_speech",
+    ],
+)
 def test_patterns_that_reach_what_hears_are_refused(recipe_of, pattern):
     recipe = recipe_of({"model.lora.target_modules": pattern})
     with pytest.raises(RequestError, match="reaches into"):

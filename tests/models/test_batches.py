@@ -14,8 +14,18 @@ from luthier.models.encode import Example
 
 
 def make(number: int, length: int, grade: float) -> Example:
-    return Example(f"row{number}", "s", f"g{number}", tuple(range(1, length + 1)), f"sha256:{number}", 1, 2, grade,
-                   grade / 5, round(grade * 2 - 2))
+    return Example(
+        f"row{number}",
+        "s",
+        f"g{number}",
+        tuple(range(1, length + 1)),
+        f"sha256:{number}",
+        1,
+        2,
+        grade,
+        grade / 5,
+        round(grade * 2 - 2),
+    )
 
 
 def made(count: int) -> list[Example]:
@@ -23,8 +33,9 @@ def made(count: int) -> list[Example]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 99),
-       st.integers(0, 9))
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 99), st.integers(0, 9)
+)
 def test_an_epoch_is_a_permutation_and_pure(lengths, batch_size, seed, epoch):
     order = epoch_order(lengths, batch_size, seed, epoch)
     assert sorted(row for rows in order for row in rows) == list(range(len(lengths)))
@@ -96,8 +107,8 @@ def test_collate_pads_on_the_right_and_groups_sound_by_length(bench):
     longest = max(len(e.ids) for e in examples)
     assert batch.input_ids_BL.shape == batch.attention_mask_BL.shape == (len(examples), longest)
     for i, e in enumerate(examples):
-        assert tuple(batch.input_ids_BL[i, :len(e.ids)].tolist()) == e.ids
-        assert set(batch.input_ids_BL[i, len(e.ids):].tolist()) <= {one.base.tokenizer.pad_token_id}
+        assert tuple(batch.input_ids_BL[i, : len(e.ids)].tolist()) == e.ids
+        assert set(batch.input_ids_BL[i, len(e.ids) :].tolist()) <= {one.base.tokenizer.pad_token_id}
         assert batch.attention_mask_BL[i].tolist() == [1] * len(e.ids) + [0] * (longest - len(e.ids))
         assert batch.readout_B[i] == len(e.ids) - 1
     assert batch.tokens == sum(len(e.ids) for e in examples)
@@ -128,5 +139,7 @@ def test_workers_do_not_change_a_batch(bench):
         assert (a.ids, a.pairs) == (b.ids, b.pairs)
         for name in ("input_ids_BL", "attention_mask_BL", "readout_B", "sound_at_B", "target_B", "level_B"):
             assert torch.equal(getattr(a, name), getattr(b, name))
-        assert all(torch.equal(x.values, y.values) and torch.equal(x.rows_G, y.rows_G)
-                   for x, y in zip(a.sound, b.sound, strict=True))
+        assert all(
+            torch.equal(x.values, y.values) and torch.equal(x.rows_G, y.rows_G)
+            for x, y in zip(a.sound, b.sound, strict=True)
+        )

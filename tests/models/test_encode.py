@@ -25,17 +25,26 @@ ENCODER = PromptEncoder(BASE.tokenizer, AUDIO, INSTRUCTION, LEARNED, 2048)
 
 def row(question: str, number: int = 0) -> Row:
     parts = (Part("text", question), Part("audio", media="sha256:a"))
-    return Row(f"r{number}", (Message("user", parts),), Target(grade=3.5, held_back=(3.0,)), "speaker", "train",
-               Provenance("source", "made"))
+    return Row(
+        f"r{number}",
+        (Message("user", parts),),
+        Target(grade=3.5, held_back=(3.0,)),
+        "speaker",
+        "train",
+        Provenance("source", "made"),
+    )
 
 
 def test_the_decoded_prompt_holds_every_part_in_order():
     ids, at = ENCODER.prompt_ids("Where do you live?", 5)
     text = BASE.tokenizer.decode(ids)
-    assert text == (f"<|user|>{INSTRUCTION}\nWhere do you live?\n<|learned_0|><|learned_1|><|learned_2|>"
-                    + "<|audio|>" * 5 + "<|end|><|assistant|><|verdict|>")
-    assert ids[at:at + 5] == (AUDIO,) * 5
-    assert ids[at - 3:at] == tuple(IDS[f"<|learned_{i}|>"] for i in range(3))
+    assert text == (
+        f"<|user|>{INSTRUCTION}\nWhere do you live?\n<|learned_0|><|learned_1|><|learned_2|>"
+        + "<|audio|>" * 5
+        + "<|end|><|assistant|><|verdict|>"
+    )
+    assert ids[at : at + 5] == (AUDIO,) * 5
+    assert ids[at - 3 : at] == tuple(IDS[f"<|learned_{i}|>"] for i in range(3))
     assert ids[-1] == IDS["<|verdict|>"]
 
 
@@ -78,7 +87,7 @@ def test_rows_are_kept_in_order_and_drops_are_counted():
     first = examples[0]
     assert (first.target, first.level, first.grade, first.held_back) == (0.25, 5, 3.5, (3.0,))
     assert (first.media, first.sound_length, first.group, first.source) == ("sha256:a", 6, "speaker", "source")
-    assert first.ids[first.sound_at:first.sound_at + 6] == (AUDIO,) * 6
+    assert first.ids[first.sound_at : first.sound_at + 6] == (AUDIO,) * 6
 
 
 @settings(max_examples=250, deadline=None)
@@ -95,6 +104,6 @@ def test_any_question_comes_through_whole_or_is_dropped(question, length):
         return
     ids, at = found
     assert ids.count(AUDIO) == length
-    assert set(ids[at:at + length]) == {AUDIO}
+    assert set(ids[at : at + length]) == {AUDIO}
     assert ids[-1] == IDS["<|verdict|>"]
     assert f"{INSTRUCTION}\n{question}\n<|learned_0|>" in BASE.tokenizer.decode(ids)

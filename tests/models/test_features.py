@@ -55,7 +55,7 @@ def test_a_torn_file_is_made_again(tmp_path, toy, recording, keep, kind):
     before = ours.load(REFERENCES[1])
     for path in files(tmp_path, kind):
         data = path.read_bytes()
-        path.write_bytes(data[:keep if isinstance(keep, int) else int(len(data) * keep)])
+        path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
     if kind == "mel":
         files(tmp_path, "sound")[0].unlink()
     assert torch.equal(store(tmp_path, toy, recording).load(REFERENCES[1]), before)
@@ -71,8 +71,15 @@ def test_a_changed_extractor_gives_other_folders(tmp_path, toy, recording):
     assert other.sound_folder != ours.sound_folder
 
 
-@pytest.mark.parametrize("part", ["encoder.encoders.0.self_attn.q_proj.weight", "encoder.encoder_embedding.global_mean",
-                                  "up_proj_for_speech.weight", "down_proj_for_speech.bias"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "encoder.encoders.0.self_attn.q_proj.weight",
+        "encoder.encoder_embedding.global_mean",
+        "up_proj_for_speech.weight",
+        "down_proj_for_speech.bias",
+    ],
+)
 def test_a_changed_encoder_or_projector_gives_another_folder(tmp_path, toy, recording, part):
     other = load_base(ModelConfig(base="toy:phi4-multimodal"))
     ours = store(tmp_path, toy, recording)

@@ -23,9 +23,13 @@ ANSWERS = (7, 3)
 def made() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     gaps = torch.rand(K, generator=generator) + 0.1
-    return {"logits": torch.randn(B, V, generator=generator) * 3, "score": torch.randn(B, generator=generator) * 2,
-            "target": torch.rand(B, generator=generator), "thresholds": torch.cumsum(gaps, 0) - 2,
-            "level": torch.randint(0, K + 1, (B,), generator=generator)}
+    return {
+        "logits": torch.randn(B, V, generator=generator) * 3,
+        "score": torch.randn(B, generator=generator) * 2,
+        "target": torch.rand(B, generator=generator),
+        "thresholds": torch.cumsum(gaps, 0) - 2,
+        "level": torch.randint(0, K + 1, (B,), generator=generator),
+    }
 
 
 def reference_probabilities(score: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -38,10 +42,12 @@ def reference_probabilities(score: np.ndarray, thresholds: np.ndarray) -> np.nda
 def losses(made: dict[str, torch.Tensor], rows: slice) -> dict[str, tuple[torch.Tensor, float]]:
     score = made["score"][rows]
     pairs = [(i, i + 1) for i in range(0, len(score) - 1, 2)]
-    return {"soft": soft_binary_cross_entropy(score, made["target"][rows]),
-            "mass": answer_mass(made["logits"][rows], ANSWERS),
-            "ordinal": ordinal_likelihood(score, made["thresholds"], made["level"][rows]),
-            "ranking": pairwise_ranking(score, pairs)}
+    return {
+        "soft": soft_binary_cross_entropy(score, made["target"][rows]),
+        "mass": answer_mass(made["logits"][rows], ANSWERS),
+        "ordinal": ordinal_likelihood(score, made["thresholds"], made["level"][rows]),
+        "ranking": pairwise_ranking(score, pairs),
+    }
 
 
 def test_soft_binary_cross_entropy_is_the_formula(made):

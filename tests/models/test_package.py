@@ -29,8 +29,15 @@ def test_a_package_says_what_it_was_made_for(bench):
     assert about.learned_tokens == {"<|verdict|>": one.base.tokenizer.convert_tokens_to_ids("<|verdict|>")}
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.mlp.down_proj.weight", "model.norm.weight",
-                                  "model.embed_tokens_extend.audio_embed.encoder.encoder_embedding.global_mean"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lm_head.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.norm.weight",
+        "model.embed_tokens_extend.audio_embed.encoder.encoder_embedding.global_mean",
+    ],
+)
 def test_a_base_of_other_weights_is_refused(bench, recipe_of, tmp_path, name):
     about = bench(rows=2).about
     base = load_base(recipe_of({}).model)
@@ -49,11 +56,16 @@ def test_a_base_of_another_type_is_refused(bench, recipe_of, tmp_path):
         package.check(about, package.base_digest(base), about.learned_tokens, tmp_path)
 
 
-@pytest.mark.parametrize(("tokens", "message"), [
-    ({"<|verdict|>": 641, "<|learned_0|>": 640}, "had id 640 and has 641 here"),
-    ({"<|verdict|>": 640}, "learned tokens"), ({}, "learned tokens"),
-    ({"<|verdict|>": 640, "<|learned_0|>": 641, "<|learned_1|>": 642}, "learned tokens"),
-    ({"<|grade|>": 640, "<|learned_0|>": 641}, "learned tokens")])
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ({"<|verdict|>": 641, "<|learned_0|>": 640}, "had id 640 and has 641 here"),
+        ({"<|verdict|>": 640}, "learned tokens"),
+        ({}, "learned tokens"),
+        ({"<|verdict|>": 640, "<|learned_0|>": 641, "<|learned_1|>": 642}, "learned tokens"),
+        ({"<|grade|>": 640, "<|learned_0|>": 641}, "learned tokens"),
+    ],
+)
 def test_other_token_ids_are_refused(bench, tmp_path, tokens, message):
     about = bench({"model.learned_tokens.soft_prompt": 1}, rows=2).about
     assert about.learned_tokens == {"<|verdict|>": 640, "<|learned_0|>": 641}

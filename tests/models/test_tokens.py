@@ -37,8 +37,9 @@ def test_the_media_tokens_of_the_family_stay(base):
 
 
 def test_adding_twice_gives_the_same_ids(base):
-    assert (add_learned_tokens(base.tokenizer, base.model, SETTINGS)
-            == add_learned_tokens(base.tokenizer, base.model, SETTINGS))
+    assert add_learned_tokens(base.tokenizer, base.model, SETTINGS) == add_learned_tokens(
+        base.tokenizer, base.model, SETTINGS
+    )
 
 
 def test_a_reloaded_tokenizer_gives_the_same_ids(base, tmp_path: Path):
@@ -99,9 +100,15 @@ def test_answers_are_single_tokens(base):
     assert base.tokenizer.convert_ids_to_tokens([found["pass"], found["fail"]]) == ["1", "0"]
 
 
-@pytest.mark.parametrize(("answers", "message"), [
-    ({"pass": "very good", "fail": "0"}, "task.answers.pass"), ({"pass": "1", "fail": "10"}, "task.answers.fail"),
-    ({"pass": "", "fail": "0"}, "0 tokens"), ({"pass": "1", "fail": "1"}, "same token")])
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"pass": "very good", "fail": "0"}, "task.answers.pass"),
+        ({"pass": "1", "fail": "10"}, "task.answers.fail"),
+        ({"pass": "", "fail": "0"}, "0 tokens"),
+        ({"pass": "1", "fail": "1"}, "same token"),
+    ],
+)
 def test_other_answers_are_refused(base, answers, message):
     with pytest.raises(RequestError, match=message):
         answer_ids(base.tokenizer, answers)

@@ -40,8 +40,11 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_global_state(name):
 
 def test_plain_transformers_loads_the_hearing_twin_equal(tmp_path: Path):
     write_toy(HEARING, tmp_path)
-    loaded = (AutoModelForCausalLM.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path),
-              AutoFeatureExtractor.from_pretrained(tmp_path))
+    loaded = (
+        AutoModelForCausalLM.from_pretrained(tmp_path).eval(),
+        AutoTokenizer.from_pretrained(tmp_path),
+        AutoFeatureExtractor.from_pretrained(tmp_path),
+    )
     ours = build_toy(HEARING)
     weights, expected = loaded[0].state_dict(), ours[0].state_dict()
     assert weights.keys() == expected.keys()
@@ -109,10 +112,13 @@ def test_any_text_comes_back(text):
 
 
 def test_chat_template_is_that_of_phi4():
-    messages = [{"role": "system", "content": "Judge."},
-                {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Pass?"}]}]
+    messages = [
+        {"role": "system", "content": "Judge."},
+        {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Pass?"}]},
+    ]
     assert load_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
-        "<|system|>Judge.<|end|><|user|><|audio|>Pass?<|end|><|assistant|>")
+        "<|system|>Judge.<|end|><|user|><|audio|>Pass?<|end|><|assistant|>"
+    )
 
 
 def test_shipped_tokenizer_is_what_training_makes():

@@ -32,15 +32,21 @@ def test_company_does_not_change_a_probability(bench, readout):
         for order in (list(range(8)), [5, 2, 7, 0, 3, 6, 1, 4]):
             together = torch.empty(8, dtype=torch.float64)
             for start in range(0, 8, size):
-                rows = order[start:start + size]
+                rows = order[start : start + size]
                 together[rows] = one.model.verdicts(one.batch(rows)).p_pass_B
             torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
 def step_loss(one, micro_batch_size: int, ranking: bool) -> tuple[float, torch.Tensor]:
     """Loss and flat gradient of one optimizer step over all rows, accumulated over micro-batches."""
-    micros = plan_micros(one.examples, batch_size=16, micro_batch_size=micro_batch_size, epochs=1, seed=1,
-                         pass_mark=4.0 if ranking else None)
+    micros = plan_micros(
+        one.examples,
+        batch_size=16,
+        micro_batch_size=micro_batch_size,
+        epochs=1,
+        seed=1,
+        pass_mark=4.0 if ranking else None,
+    )
     assert len({m.step for m in micros}) == 1
     weights = StepWeights(sum(len(m.rows) for m in micros), float(sum(len(m.pairs) for m in micros)))
     assert bool(weights.pairs) == ranking
@@ -87,7 +93,8 @@ def test_only_the_readout_position_goes_through_the_head(bench):
     one = bench()
     seen = []
     bare(one.model.language_model).get_output_embeddings().register_forward_hook(
-        lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+        lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
+    )
     one.model(one.batch())
     assert seen == [(8, 32)]
 
@@ -121,8 +128,10 @@ def test_logits_are_those_of_the_librarys_own_forward(bench, changes):
         for row, example in enumerate(one.examples):
             mel_TF = one.base.family.mel(one.base.extractor, one.store.waveform(example.media))
             theirs = one.model.language_model(
-                input_ids=torch.tensor([example.ids]), audio_input_features=mel_TF[None],
-                audio_embed_sizes=torch.tensor([example.sound_length])).logits[0, -1]
+                input_ids=torch.tensor([example.ids]),
+                audio_input_features=mel_TF[None],
+                audio_embed_sizes=torch.tensor([example.sound_length]),
+            ).logits[0, -1]
             torch.testing.assert_close(ours[row], theirs, rtol=0, atol=1e-5)
 
 
@@ -131,7 +140,7 @@ def test_sound_sizes_are_those_of_the_librarys_extractor(bench):
     for example in one.examples:
         wave = one.store.waveform(example.media)
         padded = torch.zeros(-(-len(wave) // 10_240) * 10_240)
-        padded[:len(wave)] = torch.tensor(wave)
+        padded[: len(wave)] = torch.tensor(wave)
         found = one.base.extractor([padded.numpy()], sampling_rate=16_000, return_tensors="pt")
         assert int(found["audio_embed_sizes"][0]) == example.sound_length
 
@@ -209,8 +218,12 @@ def test_prompt_tuning_of_peft_is_deaf(bench):
     mel_TF = one.store.load(example.media)
 
     def logits(model, mel) -> torch.Tensor:
-        inputs = {"input_ids": torch.tensor([example.ids]), "attention_mask": torch.ones(1, len(example.ids)),
-                  "audio_input_features": mel[None], "audio_embed_sizes": torch.tensor([example.sound_length])}
+        inputs = {
+            "input_ids": torch.tensor([example.ids]),
+            "attention_mask": torch.ones(1, len(example.ids)),
+            "audio_input_features": mel[None],
+            "audio_embed_sizes": torch.tensor([example.sound_length]),
+        }
         with torch.no_grad():
             return model(**inputs).logits[0, -1]
 

@@ -26,9 +26,12 @@ def every_chart() -> list[str]:
     bins = figures.equal_mass_bins(probabilities, outcomes)
     grades = {3.5: probabilities[:50], 4.0: probabilities[50:]}
     title = 'a <b> & "c"'
-    return [charts.loss_chart(title, [(i, 1 / (i + 1)) for i in range(50)], [(49, 0.4)]),
-            charts.reliability_chart(title, [("raw", bins), ("calibrated", bins)]),
-            charts.grade_chart(title, grades), charts.borderline_chart(title, grades)]
+    return [
+        charts.loss_chart(title, [(i, 1 / (i + 1)) for i in range(50)], [(49, 0.4)]),
+        charts.reliability_chart(title, [("raw", bins), ("calibrated", bins)]),
+        charts.grade_chart(title, grades),
+        charts.borderline_chart(title, grades),
+    ]
 
 
 @pytest.mark.parametrize("svg", every_chart())

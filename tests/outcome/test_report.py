@@ -46,15 +46,26 @@ def write_data(run: Path, count: int, seconds: float) -> None:
         digest = files.sha256_bytes(data)
         files.write_bytes(run / "data/media" / digest, data)
         content = [{"type": "text", "text": ATTACK}, {"type": "audio", "media": f"sha256:{digest}"}]
-        rows.append({"id": f"row-{index:03}", "messages": json.dumps([{"role": "user", "content": content}]),
-                     "target": json.dumps({"grade": GRADES[index % 7]}), "group": f"speaker-{index % 9}",
-                     "split": "test", "source": "1764"})
+        rows.append(
+            {
+                "id": f"row-{index:03}",
+                "messages": json.dumps([{"role": "user", "content": content}]),
+                "target": json.dumps({"grade": GRADES[index % 7]}),
+                "group": f"speaker-{index % 9}",
+                "split": "test",
+                "source": "1764",
+            }
+        )
     for shard in (0, 1):
         parquet.write_table(pa.Table.from_pylist(rows[shard::2]), run / f"data/rows-{shard:05}.parquet")
-    files.write_jsonl(run / "data/ledger.jsonl", [
-        {"source": "form-1764", "in": 130, "kept": 120, "merged": 3, "dropped": {"silent": 5, "too_long": 2}},
-        {"source": "form-1964", "in": 80, "kept": 80, "merged": 0, "dropped": {}},
-        {"source": "form-1764", "origin": "a.csv:7", "reason": "silent", "detail": "peak <0.001"}])
+    files.write_jsonl(
+        run / "data/ledger.jsonl",
+        [
+            {"source": "form-1764", "in": 130, "kept": 120, "merged": 3, "dropped": {"silent": 5, "too_long": 2}},
+            {"source": "form-1964", "in": 80, "kept": 80, "merged": 0, "dropped": {}},
+            {"source": "form-1764", "origin": "a.csv:7", "reason": "silent", "detail": "peak <0.001"},
+        ],
+    )
 
 
 def write_stage(run: Path, name: str, count: int, skill: float) -> None:
@@ -65,31 +76,71 @@ def write_stage(run: Path, name: str, count: int, skill: float) -> None:
         grade = GRADES[index % 7]
         logit = skill * (grade - 3.6) + rng.normal()
         p = float(1 / (1 + np.exp(-logit)))
-        predictions.append({"id": f"row-{index:03}", "source": name, "group": f"speaker-{index % 9}",
-                            "grade": grade, "pass": grade >= 4, "answer": "pass" if p > 0.5 else "fail",
-                            "p_pass": p, "p_pass_calibrated": float(1 / (1 + np.exp(-logit / 1.3))),
-                            "event": "rater", "held_back": [4.0]})
+        predictions.append(
+            {
+                "id": f"row-{index:03}",
+                "source": name,
+                "group": f"speaker-{index % 9}",
+                "grade": grade,
+                "pass": grade >= 4,
+                "answer": "pass" if p > 0.5 else "fail",
+                "p_pass": p,
+                "p_pass_calibrated": float(1 / (1 + np.exp(-logit / 1.3))),
+                "event": "rater",
+                "held_back": [4.0],
+            }
+        )
     files.write_jsonl(base / "predictions.jsonl", predictions)
-    files.write_jsonl(base / "metrics.jsonl", [
-        {"step": step, "epoch": step / 40, "loss": 0.3 + 0.4 * np.exp(-step / 30) + 0.02 * rng.normal(),
-         "learning_rate": 1e-4, "grad_norm": 1.0, "tokens": 900, "seconds": 0.5,
-         **({"validation_log_loss": 0.35 + 0.2 * float(np.exp(-step / 40))} if step % 40 == 0 else {})}
-        for step in range(1, 201)])
-    files.write_json(base / "scores.json", {
-        "accuracy": figure(0.8312), "auroc": figure(0.84 + skill / 50), "log_loss": figure(0.391),
-        "brier": figure(0.121), "ece": figure(0.051), "borderline.accuracy": figure(0.71, 34),
-        "borderline.auroc": figure(0.733, 34), "closer": figure(0.667, 17),
-        "calibrated.log_loss": figure(0.377), "grades": {"3.5": {"mean_p": 0.48, "n": 17}},
-        "reference": {"bayes.auroc": figure(0.9615), "ratio": {"auroc": 0.9421}}})
-    files.write_json(base / "stage.json", {
-        "name": name, "start_from": "base", "learned_tokens": ["<|grade|>"], "steps": 200, "seconds": 754.2,
-        "epochs": 5, "trainable_parameters": 1234567, "total_parameters": 5574460384,
-        "target_table": [[3.0, 0.0], [3.5, 0.5], [4.0, 1.0]],
-        "target": {"method": "votes", "event": "rater", "formula": "0 (g<=3), 0.5, 1 (g>=4)"},
-        "checks": {"deafness": {"auroc_shuffled": figure(0.512), "hears": True, "message": "It hears."}},
-        "calibration": {"temperature": 1.31, "accepted": True, "nll_before": 0.402, "nll_after": 0.381,
-                        "n": 92},
-        "answers_per_second": {"train": 3.21, "score": 11.4}})
+    files.write_jsonl(
+        base / "metrics.jsonl",
+        [
+            {
+                "step": step,
+                "epoch": step / 40,
+                "loss": 0.3 + 0.4 * np.exp(-step / 30) + 0.02 * rng.normal(),
+                "learning_rate": 1e-4,
+                "grad_norm": 1.0,
+                "tokens": 900,
+                "seconds": 0.5,
+                **({"validation_log_loss": 0.35 + 0.2 * float(np.exp(-step / 40))} if step % 40 == 0 else {}),
+            }
+            for step in range(1, 201)
+        ],
+    )
+    files.write_json(
+        base / "scores.json",
+        {
+            "accuracy": figure(0.8312),
+            "auroc": figure(0.84 + skill / 50),
+            "log_loss": figure(0.391),
+            "brier": figure(0.121),
+            "ece": figure(0.051),
+            "borderline.accuracy": figure(0.71, 34),
+            "borderline.auroc": figure(0.733, 34),
+            "closer": figure(0.667, 17),
+            "calibrated.log_loss": figure(0.377),
+            "grades": {"3.5": {"mean_p": 0.48, "n": 17}},
+            "reference": {"bayes.auroc": figure(0.9615), "ratio": {"auroc": 0.9421}},
+        },
+    )
+    files.write_json(
+        base / "stage.json",
+        {
+            "name": name,
+            "start_from": "base",
+            "learned_tokens": ["<|grade|>"],
+            "steps": 200,
+            "seconds": 754.2,
+            "epochs": 5,
+            "trainable_parameters": 1234567,
+            "total_parameters": 5574460384,
+            "target_table": [[3.0, 0.0], [3.5, 0.5], [4.0, 1.0]],
+            "target": {"method": "votes", "event": "rater", "formula": "0 (g<=3), 0.5, 1 (g>=4)"},
+            "checks": {"deafness": {"auroc_shuffled": figure(0.512), "hears": True, "message": "It hears."}},
+            "calibration": {"temperature": 1.31, "accepted": True, "nll_before": 0.402, "nll_after": 0.381, "n": 92},
+            "answers_per_second": {"train": 3.21, "score": 11.4},
+        },
+    )
 
 
 def write_run(run: Path, count: int = 120, seconds: float = 1.0) -> Path:
@@ -98,11 +149,21 @@ def write_run(run: Path, count: int = 120, seconds: float = 1.0) -> Path:
     write_data(run, count, seconds)
     write_stage(run, "1764", count, 1.6)
     write_stage(run, "1964", count, 2.6)
-    files.write_json(run / "run.json", {
-        "name": "speaking <two stages>", "status": "finished", "created": "2026-11-03 10:00",
-        "finished": "2026-11-03 10:41", "seed": 17, "versions": {"torch": "2.13.0", "peft": "0.21.2"},
-        "machine": {"gpu": "none", "cores": 2}, "hashes": {"data": "ab" * 32, "base": "cd" * 32},
-        "stages": ["1764", "1964"], "command": "luthier run recipes/speaking.yaml --seed 17"})
+    files.write_json(
+        run / "run.json",
+        {
+            "name": "speaking <two stages>",
+            "status": "finished",
+            "created": "2026-11-03 10:00",
+            "finished": "2026-11-03 10:41",
+            "seed": 17,
+            "versions": {"torch": "2.13.0", "peft": "0.21.2"},
+            "machine": {"gpu": "none", "cores": 2},
+            "hashes": {"data": "ab" * 32, "base": "cd" * 32},
+            "stages": ["1764", "1964"],
+            "command": "luthier run recipes/speaking.yaml --seed 17",
+        },
+    )
     files.write_text(run / "recipe.yaml", "base: toy\ntarget: votes  # <soft>\n")
     return run
 
@@ -134,10 +195,22 @@ def test_main_scores_stand_with_intervals_and_bayes(finished: tuple[Path, str]) 
 
 def test_every_part_of_the_story_is_there(finished: tuple[Path, str]) -> None:
     _, page = finished
-    for expected in ("Loss of stage 1764", "Reliability of stage 1964", "Probability by grade, stage 1764",
-                     "Grades 3.5 and 4 of stage 1964", "Temperature 1.310: accepted", "votes", "12 min 34 s",
-                     "luthier run recipes/speaking.yaml --seed 17", "target: votes", "2.13.0", "abab",
-                     "silent", "peak &lt;0.001", "speaking &lt;two stages&gt;"):
+    for expected in (
+        "Loss of stage 1764",
+        "Reliability of stage 1964",
+        "Probability by grade, stage 1764",
+        "Grades 3.5 and 4 of stage 1964",
+        "Temperature 1.310: accepted",
+        "votes",
+        "12 min 34 s",
+        "luthier run recipes/speaking.yaml --seed 17",
+        "target: votes",
+        "2.13.0",
+        "abab",
+        "silent",
+        "peak &lt;0.001",
+        "speaking &lt;two stages&gt;",
+    ):
         assert expected in page, expected
     assert page.count("<svg") == page.count('role="img"') == page.count("<desc") == 8
     assert "not run" not in page
@@ -156,7 +229,7 @@ def test_worst_errors_are_the_worst_and_can_be_played(finished: tuple[Path, str]
     path, page = finished
     predictions = files.read_jsonl(path.parent / "stages/1964/predictions.jsonl")
     worst = sorted(predictions, key=lambda row: -abs(row["p_pass"] - row["pass"]))
-    section = page[page.index("Stage 1964</h2>"):]
+    section = page[page.index("Stage 1964</h2>") :]
     shown = re.findall(r"Recording of (row-\d+)", section)
     assert shown == [row["id"] for row in worst[:8]]
     sound = re.search(r'src="data:audio/wav;base64,([^"]+)"', section)
@@ -175,9 +248,20 @@ def test_long_recordings_are_cut_and_the_page_stays_small(tmp_path: Path) -> Non
     assert "not embedded (937 KB)" in page
 
 
-@pytest.mark.parametrize("remove", ["run.json", "recipe.yaml", "data", "stages/1964", "stages",
-                                    "stages/1764/stage.json", "stages/1764/metrics.jsonl",
-                                    "stages/1764/predictions.jsonl", "stages/1764/scores.json"])
+@pytest.mark.parametrize(
+    "remove",
+    [
+        "run.json",
+        "recipe.yaml",
+        "data",
+        "stages/1964",
+        "stages",
+        "stages/1764/stage.json",
+        "stages/1764/metrics.jsonl",
+        "stages/1764/predictions.jsonl",
+        "stages/1764/scores.json",
+    ],
+)
 def test_what_is_missing_reads_as_not_there(tmp_path: Path, remove: str) -> None:
     import shutil
 
@@ -207,8 +291,9 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_does_not_add_up_says_so(tmp_path: Path) -> None:
-    files.write_jsonl(tmp_path / "data/ledger.jsonl", [
-        {"source": "a", "in": 10, "kept": 7, "merged": 1, "dropped": {"silent": 1}}])
+    files.write_jsonl(
+        tmp_path / "data/ledger.jsonl", [{"source": "a", "in": 10, "kept": 7, "merged": 1, "dropped": {"silent": 1}}]
+    )
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "a does not add up: 1 rows are unaccounted for" in page
 
@@ -231,9 +316,18 @@ def test_other_sources_have_rows_of_their_own(tmp_path: Path) -> None:
     assert "<b>0.654</b>" in page
 
 
-@pytest.mark.parametrize(("start", "kind"), [
-    (b"fLaC\x00", "audio/flac"), (b"OggS\x00", "audio/ogg"), (b"ID3\x04", "audio/mpeg"),
-    (b"\xff\xfb\x90", "audio/mpeg"), (b"\xff\xf1\x50", ""), (b"RIFF\0\0\0\0WAVE", "audio/wav"), (b"", "")])
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"fLaC\x00", "audio/flac"),
+        (b"OggS\x00", "audio/ogg"),
+        (b"ID3\x04", "audio/mpeg"),
+        (b"\xff\xfb\x90", "audio/mpeg"),
+        (b"\xff\xf1\x50", ""),
+        (b"RIFF\0\0\0\0WAVE", "audio/wav"),
+        (b"", ""),
+    ],
+)
 def test_media_types_come_from_the_first_bytes(start: bytes, kind: str) -> None:
     assert clips.mime(start) == kind
 
@@ -262,8 +356,10 @@ def test_it_opens_offline_at_both_widths(finished: tuple[Path, str], width: int,
         page.wait_for_function("() => document.querySelector('audio').readyState > 0")
         seconds = page.evaluate("() => document.querySelector('audio').duration")
         overflow = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
-        letters = page.evaluate("() => Math.min(...[...document.querySelectorAll('.chart')].map("
-                                "c => 12 * c.getBoundingClientRect().width / 360))")
+        letters = page.evaluate(
+            "() => Math.min(...[...document.querySelectorAll('.chart')].map("
+            "c => 12 * c.getBoundingClientRect().width / 360))"
+        )
         browser.close()
     assert seconds == pytest.approx(1.0, abs=0.05)
     assert overflow <= 0
@@ -273,8 +369,10 @@ def test_it_opens_offline_at_both_widths(finished: tuple[Path, str], width: int,
     assert all(url.startswith(("file:", "data:")) for url in asked)
 
 
-@pytest.mark.parametrize(("value", "printed"), [(None, "–"), (float("nan"), "–"), (8.25, "8.2 s"),
-                                                (754.2, "12 min 34 s"), (3720, "1 h 2 min")])
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [(None, "–"), (float("nan"), "–"), (8.25, "8.2 s"), (754.2, "12 min 34 s"), (3720, "1 h 2 min")],
+)
 def test_durations_print_in_their_largest_units(value: float | None, printed: str) -> None:
     assert figures.duration(value) == printed
 
@@ -285,6 +383,5 @@ def test_what_is_no_figure_has_no_score(value: object) -> None:
 
 
 def test_a_score_without_a_whole_interval_keeps_its_value() -> None:
-    assert figures.score({"value": 0.5, "ci": [0.1, None], "n": 3}) == {
-        "value": 0.5, "low": None, "high": None, "n": 3}
+    assert figures.score({"value": 0.5, "ci": [0.1, None], "n": 3}) == {"value": 0.5, "low": None, "high": None, "n": 3}
     assert figures.score(0.5)["low"] is None

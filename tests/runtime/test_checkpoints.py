@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,9 +9,7 @@ from safetensors.torch import load_file, save_file
 from luthier.errors import CheckpointError, DiskError
 from luthier.files import MANIFEST, read_json, verify_folder
 from luthier.runtime.checkpoints import OPTIMIZER, Checkpoints
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-from jobs import make_job, recipe
+from support.jobs import make_job, recipe
 
 
 @pytest.fixture
@@ -36,7 +31,11 @@ def test_the_manifest_covers_every_file_and_names_no_secret(job):
     folder = job.checkpoints.path(1)
     manifest = read_json(folder / MANIFEST)
     written = {item.name for item in folder.iterdir()} - {MANIFEST}
-    assert set(manifest["files"]) == written >= {"adapter_model.safetensors", "adapter_config.json", OPTIMIZER, "state.json"}
+    assert (
+        set(manifest["files"])
+        == written
+        >= {"adapter_model.safetensors", "adapter_config.json", OPTIMIZER, "state.json"}
+    )
     assert verify_folder(folder) is None
 
 

@@ -19,9 +19,7 @@ from luthier.models.batches import batches
 from luthier.models.verdict import StepWeights
 from luthier.train import loop
 from luthier.train.loop import train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from jobs import make_job, outcome, recipe
+from support.jobs import make_job, outcome, recipe
 
 STEPS = 12
 
@@ -59,8 +57,12 @@ def test_resume_is_bit_exact_at_every_step(whole, step):
 def test_resume_is_bit_exact_in_a_fresh_process(whole):
     folder, expected = whole
     cut = _cut(folder, "fresh", 5)
-    done = subprocess.run([sys.executable, str(Path(__file__).parent / "jobs.py"), str(cut)], capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parents[1] / "support" / "jobs.py"), str(cut)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 

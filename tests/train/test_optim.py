@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import get_scheduler
@@ -12,17 +9,16 @@ from transformers import get_scheduler
 from luthier.recipe import TrainConfig
 from luthier.train.optim import make_optimizer, schedule_factor, set_rates
 from luthier.train.plan import Plan, make_plan
-
-sys.path.insert(0, str(Path(__file__).parent))
-from jobs import make_job, recipe
+from support.jobs import make_job, recipe
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
 def test_after_warm_up_the_schedule_is_that_of_transformers(name):
     plan = Plan(rows=100, steps_per_epoch=10, steps=40, epochs=4, warmup_steps=8)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    reference = get_scheduler("constant_with_warmup" if name == "constant" else name, optimizer, num_warmup_steps=8,
-                              num_training_steps=40)
+    reference = get_scheduler(
+        "constant_with_warmup" if name == "constant" else name, optimizer, num_warmup_steps=8, num_training_steps=40
+    )
     theirs = []
     for _ in range(41):
         theirs.append(optimizer.param_groups[0]["lr"])
@@ -40,7 +36,9 @@ def test_restarts_come_back_to_the_full_rate():
     assert rates[19] < 0.01
 
 
-@pytest.mark.parametrize(("rows", "batch", "epochs", "most", "steps"), [(10, 4, 2, 0, 6), (10, 4, 0.5, 0, 2), (10, 4, 9, 5, 5)])
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "most", "steps"), [(10, 4, 2, 0, 6), (10, 4, 0.5, 0, 2), (10, 4, 9, 5, 5)]
+)
 def test_the_arithmetic_of_a_plan(rows, batch, epochs, most, steps):
     plan = make_plan(rows, TrainConfig(epochs=epochs, batch_size=batch, max_steps=most, warmup_ratio=0.5))
     assert plan.steps == steps

@@ -52,14 +52,18 @@ def fit_temperature(p: npt.ArrayLike, y: npt.ArrayLike) -> float:
     if not logits.any():
         return 1.0
     # the loss is convex in 1/T, so it has one valley in ln T as well, where the bounds are even-handed
-    found = minimize_scalar(lambda log_t: float(_losses(logits / math.exp(log_t), y).mean()),
-                            method="bounded", bounds=(math.log(_LOWEST), math.log(_HIGHEST)),
-                            options={"xatol": 1e-6})
+    found = minimize_scalar(
+        lambda log_t: float(_losses(logits / math.exp(log_t), y).mean()),
+        method="bounded",
+        bounds=(math.log(_LOWEST), math.log(_HIGHEST)),
+        options={"xatol": 1e-6},
+    )
     return math.exp(float(found.x))
 
 
-def fit_calibration(p: npt.ArrayLike, y: npt.ArrayLike, groups: Sequence[str], folds: int = 5,
-                    seed: int = 0) -> Calibration:
+def fit_calibration(
+    p: npt.ArrayLike, y: npt.ArrayLike, groups: Sequence[str], folds: int = 5, seed: int = 0
+) -> Calibration:
     """Fit T on all items if, fitted on other groups, it lowers the log loss by more than one standard error.
 
     The folds never split a group, and the standard error is that of a mean over groups. Fewer than two
@@ -91,8 +95,9 @@ def fit_calibration(p: npt.ArrayLike, y: npt.ArrayLike, groups: Sequence[str], f
 def _checked(p: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Floats, Floats]:
     p, y = np.asarray(p, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if p.ndim != 1 or p.shape != y.shape or len(p) == 0:
-        raise DataError(f"probabilities {p.shape} and labels {y.shape} do not pair up",
-                        "give two equal, filled columns")
+        raise DataError(
+            f"probabilities {p.shape} and labels {y.shape} do not pair up", "give two equal, filled columns"
+        )
     if not (((p >= 0) & (p <= 1)).all() and ((y >= 0) & (y <= 1)).all()):
         raise DataError("a probability or a label lies outside 0..1", "correct the predictions")
     return p, y

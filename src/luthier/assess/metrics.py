@@ -68,20 +68,30 @@ def ece(p: Floats, y: Floats, bins: int = 10) -> float:
 
 def grade_means(p: Floats, grade: Floats) -> dict[str, dict[str, float | int]]:
     """Mean p and count per grade, the grade written as in "3.5"; lowest grade first."""
-    return {f"{value:.10g}": {"mean_p": float(p[grade == value].mean()), "n": int((grade == value).sum())}
-            for value in np.unique(grade)}
+    return {
+        f"{value:.10g}": {"mean_p": float(p[grade == value].mean()), "n": int((grade == value).sum())}
+        for value in np.unique(grade)
+    }
 
 
-def bootstrap_ci(statistic: Statistic, groups: Sequence[str] | npt.NDArray[np.str_], *, resamples: int = 1000,
-                 seed: int = 0, level: float = 0.95) -> tuple[float, float] | None:
+def bootstrap_ci(
+    statistic: Statistic,
+    groups: Sequence[str] | npt.NDArray[np.str_],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
     """Percentile interval of `statistic(indices)` when whole groups are drawn again (Field & Welsh 2007).
 
     A resample on which the statistic is None is passed over; None when that is all of them. A single group
     says nothing of other groups: its items are drawn instead, and the interval holds for that group alone.
     """
     if resamples < 1 or not 0.0 < level < 1.0 or len(groups) == 0:
-        raise RequestError(f"no interval from {resamples} resamples of {len(groups)} items at level {level}",
-                           "ask for at least 1 resample, a level between 0 and 1, and some items")
+        raise RequestError(
+            f"no interval from {resamples} resamples of {len(groups)} items at level {level}",
+            "ask for at least 1 resample, a level between 0 and 1, and some items",
+        )
     members = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
     if members.max() == 0:
         members = np.arange(len(groups))
@@ -136,8 +146,7 @@ class ScoreColumns:
     side: Floats
 
 
-def verdict_scores(items: VerdictItems, scale: Scale, *, seed: int = 0,
-                   resamples: int = 1000) -> dict[str, Any]:
+def verdict_scores(items: VerdictItems, scale: Scale, *, seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
     """Every score as {"value", "ci": [low, high], "n"}, plus "grades": {"3.5": {"mean_p", "n"}}.
 
     accuracy, auroc, borderline.*: the answer p > 1/2, or p, against grade >= pass mark. log_loss, brier, ece:
@@ -173,20 +182,21 @@ def column_scores(columns: ScoreColumns, *, seed: int = 0, resamples: int = 1000
         ("borderline.auroc", columns.borderline, area),
         ("closer", ~np.isnan(columns.side), lambda index: float(closer[index].mean())),
     ]
-    found = {name: score(statistic, who, columns.group, seed=seed, resamples=resamples)
-             for name, who, statistic in plan}
+    found = {
+        name: score(statistic, who, columns.group, seed=seed, resamples=resamples) for name, who, statistic in plan
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def score(statistic: Statistic, who: Bools, groups: npt.NDArray[np.str_], *, seed: int,
-          resamples: int) -> dict[str, Any] | None:
+def score(
+    statistic: Statistic, who: Bools, groups: npt.NDArray[np.str_], *, seed: int, resamples: int
+) -> dict[str, Any] | None:
     """{"value", "ci", "n"} of `statistic` over the items of the mask `who` (n,); None without a value."""
     index = np.flatnonzero(who)
     value = statistic(index) if len(index) else None
     if value is None:
         return None
-    interval = bootstrap_ci(lambda drawn: statistic(index[drawn]), groups[index], resamples=resamples,
-                            seed=seed)
+    interval = bootstrap_ci(lambda drawn: statistic(index[drawn]), groups[index], resamples=resamples, seed=seed)
     return None if interval is None else {"value": value, "ci": list(interval), "n": len(index)}
 
 
@@ -198,15 +208,20 @@ def majority_side(raters: tuple[float, ...], scale: Scale) -> float:
 
 def _columns(items: VerdictItems, scale: Scale) -> ScoreColumns:
     n = len(items.id)
-    sizes = {len(items.group), len(items.grade), len(items.p_pass), len(items.held_back or items.id),
-             len(items.readable or items.id)}
+    sizes = {
+        len(items.group),
+        len(items.grade),
+        len(items.p_pass),
+        len(items.held_back or items.id),
+        len(items.readable or items.id),
+    }
     if n == 0 or sizes != {n}:
-        raise DataError(f"{n} items with columns of {sorted(sizes)} values",
-                        "give one value per item, and at least one item")
+        raise DataError(
+            f"{n} items with columns of {sorted(sizes)} values", "give one value per item, and at least one item"
+        )
     twice = [name for name, count in Counter(items.id).items() if count > 1]
     if twice:
-        raise DataError(f"{len(twice)} ids occur more than once, first {twice[0]!r}",
-                        "give one verdict per item")
+        raise DataError(f"{len(twice)} ids occur more than once, first {twice[0]!r}", "give one verdict per item")
     p = np.asarray(items.p_pass, dtype=np.float64)
     grade = np.asarray(items.grade, dtype=np.float64)
     if not (np.isfinite(grade).all() and ((p >= 0) & (p <= 1)).all()):
@@ -214,12 +229,14 @@ def _columns(items: VerdictItems, scale: Scale) -> ScoreColumns:
     under = np.abs(grade - (scale.pass_mark - scale.step)) < _HAIR
     side = np.array([majority_side(raters, scale) for raters in items.held_back] or [math.nan] * n)
     return ScoreColumns(
-        p=p, passed=(grade >= scale.pass_mark - _HAIR).astype(np.float64),
+        p=p,
+        passed=(grade >= scale.pass_mark - _HAIR).astype(np.float64),
         truth=np.array([event_truth(items.event, value, scale) for value in grade]),
         group=np.asarray(items.group, dtype=np.str_),
         borderline=under | (np.abs(grade - scale.pass_mark) < _HAIR),
         readable=np.asarray(items.readable or [True] * n, dtype=np.bool_),
-        side=np.where(under, side, math.nan))
+        side=np.where(under, side, math.nan),
+    )
 
 
 def _log_losses(p: Floats, y: Floats) -> Floats:

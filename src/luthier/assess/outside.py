@@ -78,23 +78,30 @@ def read_predictions(path: Path, labels: Path | None = None) -> Outside:
     if labels is not None:
         rows = _joined(rows, _rows(labels), path, labels)
     if not any(field in row for _, row in rows for field in _PREDICTION_FIELDS):
-        raise RequestError(f"{path}: no row has one of {', '.join(_PREDICTION_FIELDS)}",
-                           "give P(pass) as p_pass, or texts such as \"0,0.70\" as prediction")
+        raise RequestError(
+            f"{path}: no row has one of {', '.join(_PREDICTION_FIELDS)}",
+            'give P(pass) as p_pass, or texts such as "0,0.70" as prediction',
+        )
     # labels of 0 and 1 alone are answers; as grades they would all lie under any pass mark
     binary = all(_number(row.get("label")) in (None, 0.0, 1.0) for _, row in rows)
     items = [_item(place, row, number, binary) for number, (place, row) in enumerate(rows, 1)]
     twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
     if twice:
         where = [place for (place, _), item in zip(rows, items, strict=True) if item.id == twice[0]]
-        raise RequestError(f"{' and '.join(where[:2])}: the id {twice[0]!r} is there twice",
-                           "give one prediction per id")
-    unreadable = [f"{place}: {row.get('prediction', row.get('p_pass'))!r}"
-                  for (place, row), item in zip(rows, items, strict=True) if not item.readable]
+        raise RequestError(
+            f"{' and '.join(where[:2])}: the id {twice[0]!r} is there twice", "give one prediction per id"
+        )
+    unreadable = [
+        f"{place}: {row.get('prediction', row.get('p_pass'))!r}"
+        for (place, row), item in zip(rows, items, strict=True)
+        if not item.readable
+    ]
     return Outside(items, unreadable, _note(rows, items))
 
 
-def score_outside(outside: Outside, scale: Scale, *, event: str = "panel", seed: int = 0,
-                  resamples: int = 1000) -> dict[str, Any]:
+def score_outside(
+    outside: Outside, scale: Scale, *, event: str = "panel", seed: int = 0, resamples: int = 1000
+) -> dict[str, Any]:
     """The scores of `verdict_scores`, plus "probability_mse", "event", "unreadable" (a count) and "note".
 
     Without grades the label's answer is the verdict, and the labels "0,0.50" and "1,0.65" are the borderline;
@@ -105,17 +112,27 @@ def score_outside(outside: Outside, scale: Scale, *, event: str = "panel", seed:
     grades = [item.grade for item in items if item.grade is not None]
     if len(grades) == len(items):
         columns = VerdictItems(
-            id=[item.id for item in items], group=[item.group for item in items], grade=grades,
-            p_pass=[item.p_pass for item in items], held_back=[item.held_back for item in items],
-            event=event, readable=[item.readable for item in items])
+            id=[item.id for item in items],
+            group=[item.group for item in items],
+            grade=grades,
+            p_pass=[item.p_pass for item in items],
+            held_back=[item.held_back for item in items],
+            event=event,
+            readable=[item.readable for item in items],
+        )
         found = verdict_scores(columns, scale, seed=seed, resamples=resamples)
     else:
         found = column_scores(_columns(items, event, scale), seed=seed, resamples=resamples)
         found["labels"] = _by_label(items)
     stated = np.array([math.nan if item.label_p is None else item.label_p for item in items])
     squares = (np.array([item.p_pass for item in items]) - stated) ** 2
-    mse = score(lambda index: float(squares[index].mean()), ~np.isnan(stated),
-                np.array([item.group for item in items]), seed=seed, resamples=resamples)
+    mse = score(
+        lambda index: float(squares[index].mean()),
+        ~np.isnan(stated),
+        np.array([item.group for item in items]),
+        seed=seed,
+        resamples=resamples,
+    )
     if mse is not None:
         found["probability_mse"] = mse
     return {**found, "event": event, "unreadable": len(outside.unreadable), "note": outside.note}
@@ -134,7 +151,8 @@ def _columns(items: list[OutsideItem], event: str, scale: Scale) -> ScoreColumns
         group=np.array([item.group for item in items]),
         borderline=lower | np.isclose(grade, mark),
         readable=np.array([item.readable for item in items]),
-        side=np.where(lower, side, math.nan))
+        side=np.where(lower, side, math.nan),
+    )
 
 
 def _stand_in(item: OutsideItem, scale: Scale) -> float:
@@ -167,15 +185,23 @@ def _item(place: str, row: dict[str, Any], number: int, binary: bool) -> Outside
     grade = next((number for number in numbers if number is not None), None)
     answer = text[0] if text else label if binary else None
     if grade is None and answer is None:
-        raise RequestError(f"{place}: neither a grade nor a label that can be read",
-                           "add grade, or label as in \"1,0.65\", or name a file of labels")
+        raise RequestError(
+            f"{place}: neither a grade nor a label that can be read",
+            'add grade, or label as in "1,0.65", or name a file of labels',
+        )
     name = row.get("id")
     key = str(number) if name in (None, "") else str(name)
     group = row.get("group")
     return OutsideItem(
-        id=key, group=key if group in (None, "") else str(group), p_pass=0.5 if p is None else p,
-        readable=p is not None, grade=grade, answer=answer, label_p=pass_probability(text) if text else None,
-        held_back=_grades(row.get("held_back"), place))
+        id=key,
+        group=key if group in (None, "") else str(group),
+        p_pass=0.5 if p is None else p,
+        readable=p is not None,
+        grade=grade,
+        answer=answer,
+        label_p=pass_probability(text) if text else None,
+        held_back=_grades(row.get("held_back"), place),
+    )
 
 
 def _p_pass(row: dict[str, Any]) -> float | None:
@@ -211,7 +237,7 @@ def _grades(value: Any, place: str) -> tuple[float, ...]:
     pieces = re.split(r"[;\s]+", value.strip()) if isinstance(value, str) else value
     found = [_number(piece) for piece in pieces] if isinstance(pieces, list) else [None]
     if any(grade is None for grade in found):
-        raise RequestError(f"{place}: held_back {value!r} is not a list of grades", "write [3, 4] or \"3;4\"")
+        raise RequestError(f"{place}: held_back {value!r} is not a list of grades", 'write [3, 4] or "3;4"')
     return tuple(grade for grade in found if grade is not None)
 
 
@@ -233,6 +259,7 @@ def _note(rows: list[Located], items: list[OutsideItem]) -> str:
 
 def _joined(rows: list[Located], labels: list[Located], path: Path, labels_path: Path) -> list[Located]:
     """Each prediction with the fields of its label; what the label file says of them holds."""
+
     def kept(row: dict[str, Any]) -> dict[str, Any]:
         return {name: row[name] for name in _LABEL_FIELDS if name in row}
 
@@ -243,8 +270,10 @@ def _joined(rows: list[Located], labels: list[Located], path: Path, labels_path:
             raise RequestError(f"{missing[0]} is not in {labels_path}", "give a label for every prediction")
         return [(place, {**row, **by_id[str(row["id"])]}) for place, row in rows]
     if len(rows) != len(labels):
-        raise RequestError(f"{path} has {len(rows)} rows and {labels_path} has {len(labels)}",
-                           "give ids in both files, or the same rows in the same order")
+        raise RequestError(
+            f"{path} has {len(rows)} rows and {labels_path} has {len(labels)}",
+            "give ids in both files, or the same rows in the same order",
+        )
     return [(place, {**row, **kept(label)}) for (place, row), (_, label) in zip(rows, labels, strict=True)]
 
 
@@ -265,8 +294,9 @@ def _rows(path: Path) -> list[Located]:
 
 
 def _csv(path: Path, text: str) -> list[tuple[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True,
-                            delimiter="\t" if path.suffix == ".tsv" else ",")
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), strict=True, delimiter="\t" if path.suffix == ".tsv" else ","
+    )
     try:
         return [(f"{path} line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
@@ -288,8 +318,9 @@ def _json(path: Path, text: str) -> list[tuple[str, Any]]:
             except json.JSONDecodeError as error:
                 raise RequestError(f"{path} line {number}: not JSON: {error.msg}", "correct it") from error
         return found
-    alone = isinstance(value, dict) and any(not isinstance(value.get(name, []), list)
-                                            for name in (*_PREDICTION_FIELDS, *_LABEL_FIELDS))
+    alone = isinstance(value, dict) and any(
+        not isinstance(value.get(name, []), list) for name in (*_PREDICTION_FIELDS, *_LABEL_FIELDS)
+    )
     if isinstance(value, dict) and not alone:
         value = next((inner for inner in value.values() if isinstance(inner, list) and inner), [])
     return [(f"{path} item {number}", row) for number, row in enumerate([value] if alone else value, 1)]

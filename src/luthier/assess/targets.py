@@ -32,7 +32,11 @@ Inverse = Callable[[float], "float | None"]
 
 # grade -> (answer, probability of that answer) or (answer, low, high); 0 is fail, 1 is pass
 DEFAULT_TABLE: dict[float, tuple[float, ...]] = {
-    1.0: (0, 0.99), 2.0: (0, 0.80), 3.0: (0, 0.70), 3.5: (0, 0.45, 0.55), 4.0: (1, 0.65, 0.85),
+    1.0: (0, 0.99),
+    2.0: (0, 0.80),
+    3.0: (0, 0.70),
+    3.5: (0, 0.45, 0.55),
+    4.0: (1, 0.65, 0.85),
     5.0: (1, 0.85, 0.99),
 }
 _TINY = 1e-9
@@ -56,8 +60,9 @@ class TargetMethod:
         """P(pass) in [0, 1]. Raises DataError when the grade is not on the scale."""
         if not self.scale.minimum - _TINY <= grade <= self.scale.maximum + _TINY:
             ends = f"{self.scale.minimum:g}..{self.scale.maximum:g}"
-            raise DataError(f"grade {grade:g} is outside the scale {ends}",
-                            "correct the grade, or the scale of the recipe")
+            raise DataError(
+                f"grade {grade:g} is outside the scale {ends}", "correct the grade, or the scale of the recipe"
+            )
         return self.forward(grade, raters)
 
     def inverse(self, p: float) -> float | None:
@@ -70,8 +75,7 @@ def make_target(settings: TargetSettings, scale: Scale) -> TargetMethod:
     if settings.method not in METHODS:
         close = difflib.get_close_matches(settings.method, METHODS, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""
-        raise RequestError(f"there is no target method {settings.method!r}",
-                           f"{meant}known: {', '.join(METHODS)}")
+        raise RequestError(f"there is no target method {settings.method!r}", f"{meant}known: {', '.join(METHODS)}")
     return METHODS[settings.method](settings, scale)
 
 
@@ -131,8 +135,9 @@ def _passes(grade: float, scale: Scale) -> float:
 
 
 def _hard(settings: TargetSettings, scale: Scale) -> TargetMethod:
-    return TargetMethod("hard", "panel", f"1 if g >= {scale.pass_mark:g} else 0", scale,
-                        lambda grade, raters: _passes(grade, scale))
+    return TargetMethod(
+        "hard", "panel", f"1 if g >= {scale.pass_mark:g} else 0", scale, lambda grade, raters: _passes(grade, scale)
+    )
 
 
 def _votes(settings: TargetSettings, scale: Scale) -> TargetMethod:
@@ -141,8 +146,14 @@ def _votes(settings: TargetSettings, scale: Scale) -> TargetMethod:
     def backward(p: float) -> float | None:
         return low + p * (mark - low) if 0.0 < p < 1.0 else None  # all of 1..3 share 0, all of 4..5 share 1
 
-    return TargetMethod("votes", "rater", f"0 if g <= {low:g}, 1 if g >= {mark:g}, linear between", scale,
-                        lambda grade, raters: votes(grade, scale), backward)
+    return TargetMethod(
+        "votes",
+        "rater",
+        f"0 if g <= {low:g}, 1 if g >= {mark:g}, linear between",
+        scale,
+        lambda grade, raters: votes(grade, scale),
+        backward,
+    )
 
 
 def _linear(settings: TargetSettings, scale: Scale) -> TargetMethod:
@@ -151,8 +162,14 @@ def _linear(settings: TargetSettings, scale: Scale) -> TargetMethod:
     def backward(p: float) -> float | None:
         return low + p * width if 0.0 <= p <= 1.0 else None
 
-    return TargetMethod("linear", "none", f"(g - {low:g}) / {width:g}", scale,
-                        lambda grade, raters: min(1.0, max(0.0, (grade - low) / width)), backward)
+    return TargetMethod(
+        "linear",
+        "none",
+        f"(g - {low:g}) / {width:g}",
+        scale,
+        lambda grade, raters: min(1.0, max(0.0, (grade - low) / width)),
+        backward,
+    )
 
 
 def _logistic(settings: TargetSettings, scale: Scale) -> TargetMethod:
@@ -219,8 +236,10 @@ def _knots(table: dict[Any, Any]) -> list[tuple[float, float]]:
         if low == high:
             problems.append(f"table.{low:g}: the grade is there twice (keep one)")
         elif q < p - _TINY:
-            problems.append(f"table: P(pass) falls from {p:.3g} at {low:g} to {q:.3g} at {high:g} "
-                            "(it cannot fall with the grade; the probability is that of the answer given)")
+            problems.append(
+                f"table: P(pass) falls from {p:.3g} at {low:g} to {q:.3g} at {high:g} "
+                "(it cannot fall with the grade; the probability is that of the answer given)"
+            )
     if len(table) < 2:
         problems.append("table: needs two grades at least (or leave it out for the example table)")
     if problems:
@@ -245,22 +264,28 @@ def _custom(settings: TargetSettings, scale: Scale) -> TargetMethod:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError("task.target", [f"function: {where!r} cannot be imported: {error} "
-                                     "(write 'module:function', the module being importable)"]) from error
+        raise RecipeError(
+            "task.target",
+            [f"function: {where!r} cannot be imported: {error} (write 'module:function', the module being importable)"],
+        ) from error
     if not callable(function):
         raise RecipeError("task.target", [f"function: {where!r} is not a function"])
 
     def forward(grade: float, raters: tuple[float, ...]) -> float:
         found = float(function(grade, raters, scale))
         if not 0.0 <= found <= 1.0:
-            raise DataError(f"{where} gave {found} for grade {grade:g}",
-                            "make it return a probability in 0..1")
+            raise DataError(f"{where} gave {found} for grade {grade:g}", "make it return a probability in 0..1")
         return found
 
     return TargetMethod("custom", "none", f"{where}(grade, raters, scale)", scale, forward)
 
 
 METHODS: dict[str, Callable[[TargetSettings, Scale], TargetMethod]] = {
-    "hard": _hard, "votes": _votes, "table": _table, "linear": _linear, "logistic": _logistic,
-    "raters": _raters, "custom": _custom,
+    "hard": _hard,
+    "votes": _votes,
+    "table": _table,
+    "linear": _linear,
+    "logistic": _logistic,
+    "raters": _raters,
+    "custom": _custom,
 }

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from luthier.recipe import Columns, Limits, Scale
 
 MAX_BYTES = 512 * 2**20
-REASONS = (*media.REASONS, "missing_audio", "missing_grade", "grade_not_a_number", "grade_outside_scale",
-           "missing_prompt", "path_outside_folder", "broken_line")
+REASONS = (
+    *media.REASONS,
+    "missing_audio",
+    "missing_grade",
+    "grade_not_a_number",
+    "grade_outside_scale",
+    "missing_prompt",
+    "path_outside_folder",
+    "broken_line",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +50,9 @@ class _Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
-def graded_row(record: dict[str, Any], columns: Columns, scale: Scale, limits: Limits, where: Provenance,
-               split: str) -> Graded | Drop:
+def graded_row(
+    record: dict[str, Any], columns: Columns, scale: Scale, limits: Limits, where: Provenance, split: str
+) -> Graded | Drop:
     """Check a record from `readers.read_source` and decode its recording once.
 
     The row is one user turn, prompt then audio (`sha256:` of the original bytes); its group is the speaker,
@@ -55,8 +64,11 @@ def graded_row(record: dict[str, Any], columns: Columns, scale: Scale, limits: L
         grade = _number(record, column_for(columns.grade, record), scale)
         if grade is None:
             raise _Unusable("missing_grade", f"no value in {' or '.join(columns.grade)}")
-        target = Target(grade=grade, raters=_panel(record, columns.raters, scale),
-                        held_back=_panel(record, columns.held_back, scale))
+        target = Target(
+            grade=grade,
+            raters=_panel(record, columns.raters, scale),
+            held_back=_panel(record, columns.held_back, scale),
+        )
         prompt = _prompt(record, columns.prompt)
         aux = {name: value for name in columns.keep if (value := _number(record, name, None)) is not None}
         data = _bytes(record, columns.audio)
@@ -82,8 +94,9 @@ def _number(record: dict[str, Any], name: str | None, scale: Scale | None) -> fl
     if not math.isfinite(number):
         raise _Unusable("grade_not_a_number", f"{name} is {str(value)[:60]!r}")
     if scale is not None and not scale.minimum <= number <= scale.maximum:
-        raise _Unusable("grade_outside_scale",
-                        f"{name} is {number:g}, the scale is {scale.minimum:g} to {scale.maximum:g}")
+        raise _Unusable(
+            "grade_outside_scale", f"{name} is {number:g}, the scale is {scale.minimum:g} to {scale.maximum:g}"
+        )
     return number
 
 

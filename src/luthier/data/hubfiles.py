@@ -24,8 +24,13 @@ SOUND_SUFFIXES = ("wav", "flac", "ogg", "opus", "mp3", "m4a", "webm", "aiff", "a
 
 def split_files(names: Sequence[str], split: str) -> list[str]:
     """The parquet files of a split among a repository's file names, by the first layout that has any."""
-    layouts = (f"data/{split}-*.parquet", f"{split}/*.parquet", f"{split}.parquet", f"{split}-*.parquet",
-               f"{split}*.parquet")
+    layouts = (
+        f"data/{split}-*.parquet",
+        f"{split}/*.parquet",
+        f"{split}.parquet",
+        f"{split}-*.parquet",
+        f"{split}*.parquet",
+    )
     for layout in layouts:
         found = sorted(name for name in names if _matches(name, layout))
         if found:
@@ -50,13 +55,20 @@ def fetch_split(source: Source) -> tuple[list[Path], Path]:
         found = sorted(name for name in converted if _matches(name, f"default/{source.split}/*.parquet"))
         if found:
             return _download(source, found, CONVERTED)
-    tables = [name for suffix in ("jsonl", "csv") for name in sorted(names)
-              if name in (f"{source.split}.{suffix}", f"data/{source.split}.{suffix}")]
+    tables = [
+        name
+        for suffix in ("jsonl", "csv")
+        for name in sorted(names)
+        if name in (f"{source.split}.{suffix}", f"data/{source.split}.{suffix}")
+    ]
     if tables:
         return _download_with_sound(source, tables[0], revision)
     listed = ", ".join(sorted(names)[:8]) or "no files"
-    _fail(source, f"no parquet, jsonl or csv of the split {source.split!r} (it holds {listed})",
-          f"set data.sources.{source.name}.split, or ")
+    _fail(
+        source,
+        f"no parquet, jsonl or csv of the split {source.split!r} (it holds {listed})",
+        f"set data.sources.{source.name}.split, or ",
+    )
 
 
 def _matches(name: str, layout: str) -> bool:
@@ -99,8 +111,9 @@ def _download(source: Source, names: Sequence[str], revision: str | None) -> tup
     paths: list[Path] = []
     for name in names:
         try:
-            paths.append(Path(hf_hub_download(source.hub, name, repo_type="dataset", revision=revision,
-                                              etag_timeout=5)))
+            paths.append(
+                Path(hf_hub_download(source.hub, name, repo_type="dataset", revision=revision, etag_timeout=5))
+            )
         except Exception as error:  # the client raises a dozen kinds; all of them mean the same to a user
             _fail(source, f"{name}: {_reason(error)}", cause=error)
     depth = len(PurePosixPath(names[0]).parts)
@@ -112,8 +125,11 @@ def _download_with_sound(source: Source, table: str, revision: str | None) -> tu
 
     wanted = [table, *(f"*.{suffix}" for suffix in SOUND_SUFFIXES)]
     try:
-        root = Path(snapshot_download(source.hub, repo_type="dataset", revision=revision,
-                                      allow_patterns=wanted, etag_timeout=5, max_workers=2))
+        root = Path(
+            snapshot_download(
+                source.hub, repo_type="dataset", revision=revision, allow_patterns=wanted, etag_timeout=5, max_workers=2
+            )
+        )
     except Exception as error:  # as above
         _fail(source, _reason(error), cause=error)
     return [root / table], (root / table).parent
@@ -135,5 +151,7 @@ def _reason(error: Exception) -> str:
 
 def _fail(source: Source, reason: str, hint: str = "", cause: Exception | None = None) -> NoReturn:
     at = f" at {source.revision}" if source.revision else ""
-    raise SourceError(f"source {source.name}: hub dataset {source.hub}{at}: {reason}",
-                      f"{hint}use a local copy: --set data.sources.{source.name}.path=FILE") from cause
+    raise SourceError(
+        f"source {source.name}: hub dataset {source.hub}{at}: {reason}",
+        f"{hint}use a local copy: --set data.sources.{source.name}.path=FILE",
+    ) from cause

@@ -26,8 +26,12 @@ class Counts:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
-        return {"in": self.seen, "kept": self.kept, "merged": self.merged,
-                "dropped": dict(sorted(self.dropped.items()))}
+        return {
+            "in": self.seen,
+            "kept": self.kept,
+            "merged": self.merged,
+            "dropped": dict(sorted(self.dropped.items())),
+        }
 
     def why(self) -> str:
         """The drops in words, the most frequent first: `3 silent_audio, 1 missing_grade`."""
@@ -64,8 +68,10 @@ class Ledger:
         for source, counts in self.counts.items():
             found = counts.kept + counts.merged + counts.dropped.total()
             if counts.seen != found:
-                raise LuthierError(f"source {source}: {counts.seen} records came in, {found} came out",
-                                   "this is a fault of luthier: please report it with the recipe")
+                raise LuthierError(
+                    f"source {source}: {counts.seen} records came in, {found} came out",
+                    "this is a fault of luthier: please report it with the recipe",
+                )
 
     def lines(self) -> list[dict[str, Any]]:
         """One summary per source, then one line per dropped record."""
@@ -80,6 +86,8 @@ class Ledger:
 
     def table(self) -> str:
         """The sums as a text table."""
-        rows = [[source, c.seen, c.kept, c.merged, c.dropped.total(), c.why() if c.dropped else ""]
-                for source, c in self.counts.items()]
+        rows = [
+            [source, c.seen, c.kept, c.merged, c.dropped.total(), c.why() if c.dropped else ""]
+            for source, c in self.counts.items()
+        ]
         return console.table(["source", "in", "kept", "merged", "dropped", "why"], rows)

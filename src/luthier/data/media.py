@@ -50,8 +50,14 @@ def audio_suffix(data: bytes) -> str:
         return ".aiff"
     if head[4:8] == b"ftyp":
         return ".m4a"
-    known = {b"fLaC": ".flac", b"OggS": ".ogg", b"\x1a\x45\xdf\xa3": ".webm", b"caff": ".caf", b".snd": ".au",
-             b"#!AM": ".amr"}
+    known = {
+        b"fLaC": ".flac",
+        b"OggS": ".ogg",
+        b"\x1a\x45\xdf\xa3": ".webm",
+        b"caff": ".caf",
+        b".snd": ".au",
+        b"#!AM": ".amr",
+    }
     if head[:4] in known:
         return known[head[:4]]
     if head[:3] == b"ID3":
@@ -126,8 +132,7 @@ def _decode_sndfile(data: bytes, max_seconds: float) -> tuple[NDArray[np.float32
             raise MediaError("empty_audio", "no samples")
         samples = file.read(dtype="float32", always_2d=True)
         if len(samples) < file.frames - file.samplerate // 100:
-            raise MediaError("unreadable_audio",
-                             f"cut short: {len(samples)} of {file.frames} samples could be decoded")
+            raise MediaError("unreadable_audio", f"cut short: {len(samples)} of {file.frames} samples could be decoded")
         return samples, int(file.samplerate)
 
 
@@ -177,8 +182,8 @@ def _torn(data: bytes, suffix: str) -> str:
             place += 8 + size + size % 2
     if suffix == ".ogg":
         place = 0
-        while place < len(data) and data[place:place + 4] == b"OggS":
-            table = data[place + 27:place + 27 + data[place + 26]] if place + 27 <= len(data) else b""
+        while place < len(data) and data[place : place + 4] == b"OggS":
+            table = data[place + 27 : place + 27 + data[place + 26]] if place + 27 <= len(data) else b""
             if place + 27 > len(data) or len(table) < data[place + 26]:
                 return "cut short: the last Ogg page is torn"
             place += 27 + len(table) + sum(table)

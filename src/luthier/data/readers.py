@@ -48,22 +48,27 @@ def read_source(source: Source, columns: Columns) -> Iterator[tuple[str, Record]
     """
     if not source.path:
         if not source.hub:
-            raise SourceError(f"source {source.name} has neither a path nor a hub id",
-                              f"--set data.sources.{source.name}.path=FILE")
+            raise SourceError(
+                f"source {source.name} has neither a path nor a hub id", f"--set data.sources.{source.name}.path=FILE"
+            )
         paths, folder = fetch_split(source)
     else:
         paths, folder = _local_tables(source)
     place = _Place(Path(source.audio_folder) if source.audio_folder else folder, bool(source.audio_folder))
     if place.trusted and not place.folder.is_dir():
-        raise SourceError(f"source {source.name}: the audio folder {place.folder} is not there",
-                          f"set data.sources.{source.name}.audio_folder to a folder")
+        raise SourceError(
+            f"source {source.name}: the audio folder {place.folder} is not there",
+            f"set data.sources.{source.name}.audio_folder to a folder",
+        )
     for path in paths:
         reader = _reader(source, path)
         try:
             yield from _records(source, path, columns, place, reader)
         except (OSError, csv.Error, UnicodeDecodeError) as error:
-            raise SourceError(f"source {source.name}: {path} cannot be read: {error}",
-                              "restore the file from its origin; text has to be UTF-8") from error
+            raise SourceError(
+                f"source {source.name}: {path} cannot be read: {error}",
+                "restore the file from its origin; text has to be UTF-8",
+            ) from error
 
 
 def column_for(names: Iterable[str], available: Iterable[str]) -> str | None:
@@ -75,8 +80,7 @@ def column_for(names: Iterable[str], available: Iterable[str]) -> str | None:
 def _local_tables(source: Source) -> tuple[list[Path], Path]:
     path = Path(source.path).expanduser()
     if not path.exists():
-        raise SourceError(f"source {source.name}: {path} is not there",
-                          f"--set data.sources.{source.name}.path=FILE")
+        raise SourceError(f"source {source.name}: {path} is not there", f"--set data.sources.{source.name}.path=FILE")
     if not path.is_dir():
         return [path], path.parent
     for name in _FOLDER_TABLES:
@@ -90,8 +94,10 @@ def _local_tables(source: Source) -> tuple[list[Path], Path]:
     if len(tables) == 1:
         return tables, path
     listed = ", ".join(item.name for item in tables) or "no table"
-    raise SourceError(f"source {source.name}: in the folder {path} there is {listed}; one is needed",
-                      f"add metadata.csv or metadata.jsonl, or --set data.sources.{source.name}.path=FILE")
+    raise SourceError(
+        f"source {source.name}: in the folder {path} there is {listed}; one is needed",
+        f"add metadata.csv or metadata.jsonl, or --set data.sources.{source.name}.path=FILE",
+    )
 
 
 Rows = Iterator[Record]
@@ -103,8 +109,10 @@ def _reader(source: Source, path: Path) -> Reader:
         with path.open("rb") as stream:
             head = stream.read(64)
     except OSError as error:
-        raise SourceError(f"source {source.name}: {path} cannot be opened: {error.strerror}",
-                          f"--set data.sources.{source.name}.path=FILE") from error
+        raise SourceError(
+            f"source {source.name}: {path} cannot be opened: {error.strerror}",
+            f"--set data.sources.{source.name}.path=FILE",
+        ) from error
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     suffix = path.suffix.lower()
     if head[:4] == b"PAR1" or suffix == ".parquet":
@@ -115,12 +123,15 @@ def _reader(source: Source, path: Path) -> Reader:
         return _json
     if text[:1] == b"{" or suffix in (".jsonl", ".ndjson"):
         return _jsonl
-    raise SourceError(f"source {source.name}: {path.name} is not parquet, csv, tsv, json or jsonl",
-                      "convert it, or give the file its right suffix")
+    raise SourceError(
+        f"source {source.name}: {path.name} is not parquet, csv, tsv, json or jsonl",
+        "convert it, or give the file its right suffix",
+    )
 
 
-def _records(source: Source, path: Path, columns: Columns, place: _Place,
-             reader: Reader) -> Iterator[tuple[str, Record]]:
+def _records(
+    source: Source, path: Path, columns: Columns, place: _Place, reader: Reader
+) -> Iterator[tuple[str, Record]]:
     """Check a table's columns, then pair each record with its origin and find its recording."""
     wanted = [name for names in vars(columns).values() for name in names]
     rows = _guarded(source, path, reader(path, [*wanted, "file_name"]))
@@ -152,24 +163,32 @@ def _guarded(source: Source, path: Path, rows: Rows) -> Rows:
         yield from rows
     except pyarrow.ArrowException as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"source {source.name}: {path} is torn or not parquet: {reason}",
-                          "fetch or write the file again") from error
+        raise SourceError(
+            f"source {source.name}: {path} is torn or not parquet: {reason}", "fetch or write the file again"
+        ) from error
     except _Malformed as error:
-        raise SourceError(f"source {source.name}: {path} is not what its name says: {error}",
-                          "mend the file, or give it its right suffix") from error
+        raise SourceError(
+            f"source {source.name}: {path} is not what its name says: {error}",
+            "mend the file, or give it its right suffix",
+        ) from error
 
 
 def _require(source: Source, path: Path, columns: Columns, found: Sequence[str]) -> None:
-    missing = {key: names for key, names in (("audio", columns.audio), ("prompt", columns.prompt),
-                                             ("grade", columns.grade)) if column_for(names, found) is None}
+    missing = {
+        key: names
+        for key, names in (("audio", columns.audio), ("prompt", columns.prompt), ("grade", columns.grade))
+        if column_for(names, found) is None
+    }
     if not missing:
         return
     key, names = next(iter(missing.items()))
     near = [match for name in names for match in difflib.get_close_matches(name, found, n=1, cutoff=0.6)]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise SourceError(f"source {source.name}: {path.name} has no column for {', '.join(missing)} "
-                      f"(looked for {', '.join(names)}); it has {', '.join(found)}",
-                      f"{hint}set data.columns.{key} to one of its columns")
+    raise SourceError(
+        f"source {source.name}: {path.name} has no column for {', '.join(missing)} "
+        f"(looked for {', '.join(names)}); it has {', '.join(found)}",
+        f"{hint}set data.columns.{key} to one of its columns",
+    )
 
 
 def _recording(value: Any, place: _Place, record: Record) -> bytes | Path | None:
@@ -208,8 +227,11 @@ def _delimited(path: Path, wanted: Sequence[str]) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         header = stream.readline()
         stream.seek(0)
-        delimiter = "\t" if path.suffix.lower() == ".tsv" or ("\t" in header and "," not in header) else (
-            ";" if ";" in header and "," not in header else ",")
+        delimiter = (
+            "\t"
+            if path.suffix.lower() == ".tsv" or ("\t" in header and "," not in header)
+            else (";" if ";" in header and "," not in header else ",")
+        )
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
         names = list(reader.fieldnames or [])
         if len(set(names)) < len(names):
@@ -217,8 +239,7 @@ def _delimited(path: Path, wanted: Sequence[str]) -> Rows:
         for row in reader:
             if None in row or None in row.values():
                 count = len(row.get(None, [])) + sum(value is not None for key, value in row.items() if key)
-                yield {ERROR: ("broken_line", f"line {reader.line_num}: {count} fields in place of "
-                                              f"{len(names)}")}
+                yield {ERROR: ("broken_line", f"line {reader.line_num}: {count} fields in place of {len(names)}")}
             else:
                 yield dict(row)
 

@@ -27,8 +27,7 @@ from luthier.errors import RequestError
 from luthier.files import atomic_folder
 
 Floats = npt.NDArray[np.float64]
-WEIGHTS = {"rate": 0.35, "pause": 0.30, "filler": 0.10, "repair": 0.05, "mispronounce": 0.05,
-           "monotone": 0.15}
+WEIGHTS = {"rate": 0.35, "pause": 0.30, "filler": 0.10, "repair": 0.05, "mispronounce": 0.05, "monotone": 0.15}
 """How much each control counts in Q; the most audible count most."""
 LOADING = 0.85
 """Correlation of each control with the quality of the answer."""
@@ -141,8 +140,10 @@ def simulate(form: str, n_train: int, n_test: int, seed: int, voice: Voice | Non
     opened. Raises RequestError for an unknown form or a size below one.
     """
     if form not in ITEMS or min(n_train, n_test) < 1:
-        raise RequestError(f"form {form!r} with {n_train} and {n_test} answers cannot be simulated",
-                           f"name one of {', '.join(ITEMS)} and sizes of at least 1")
+        raise RequestError(
+            f"form {form!r} with {n_train} and {n_test} answers cannot be simulated",
+            f"name one of {', '.join(ITEMS)} and sizes of at least 1",
+        )
     speech = voice or open_voice()
     try:
         rows = {}
@@ -175,8 +176,9 @@ def delivery_of(controls: Floats) -> Delivery:
     return Delivery(**{name: u if name == "rate" else 1 - u for name, u in quantiles.items()})
 
 
-def write_forms(folder: Path, seed: int = 0, sizes: Mapping[str, tuple[int, int]] = SIZES,
-                voice: VoiceName = "auto") -> dict[str, Path]:
+def write_forms(
+    folder: Path, seed: int = 0, sizes: Mapping[str, tuple[int, int]] = SIZES, voice: VoiceName = "auto"
+) -> dict[str, Path]:
     """Write `form-<form>-<split>.parquet` for every form into a new folder; name without suffix -> path.
 
     Columns: those of `Answer`; `audio` is struct<bytes, path> with FLAC bytes. The folder appears whole, with
@@ -199,10 +201,11 @@ def write_forms(folder: Path, seed: int = 0, sizes: Mapping[str, tuple[int, int]
     return paths
 
 
-SCHEMA = pa.schema([(name, pa.string()) for name in ("utt_id", "form_id", "speaker", "prompt")]
-                   + [("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
-                   + [(name, pa.float64()) for name in
-                      ("grade", "rater_1", "rater_2", "rater_3", "p_panel", "p_rater")])
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("utt_id", "form_id", "speaker", "prompt")]
+    + [("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
+    + [(name, pa.float64()) for name in ("grade", "rater_1", "rater_2", "rater_3", "p_panel", "p_rater")]
+)
 
 
 def _answers(form: str, split: str, count: int, seed: int, voice: Voice) -> Iterator[Answer]:
@@ -218,10 +221,19 @@ def _answers(form: str, split: str, count: int, seed: int, voice: Voice) -> Iter
         delivery, speaker = delivery_of(controls[number]), speakers[speaker_of[number]]
         sound = render(item.answer(rng), delivery, speaker, rng, voice)
         one, two, three = grades[number].tolist()
-        yield Answer(utt_id=name, form_id=form, speaker=f"{form}-{split}-s{speaker_of[number]:03d}",
-                     prompt=item.prompt, audio={"bytes": _flac(sound), "path": f"{name}.flac"},
-                     grade=(one + two) / 2, rater_1=one, rater_2=two, rater_3=three,
-                     p_panel=float(panel[number]), p_rater=float(rater[number]))
+        yield Answer(
+            utt_id=name,
+            form_id=form,
+            speaker=f"{form}-{split}-s{speaker_of[number]:03d}",
+            prompt=item.prompt,
+            audio={"bytes": _flac(sound), "path": f"{name}.flac"},
+            grade=(one + two) / 2,
+            rater_1=one,
+            rater_2=two,
+            rater_3=three,
+            p_panel=float(panel[number]),
+            p_rater=float(rater[number]),
+        )
 
 
 def _flac(sound: Audio) -> bytes:
@@ -240,42 +252,87 @@ _PEOPLE = ("my family", "my friends", "my brother", "two classmates")
 ITEMS: Mapping[str, tuple[Item, ...]] = {
     "1764": (
         Item("What do you usually do on weekends?", "I usually {} with {}", ("go hiking", "cook"), _PEOPLE),
-        Item("How do you go to school or work?", "I take the {} and it takes {} minutes", ("bus", "train"),
-             ("ten", "thirty", "forty")),
-        Item("What kind of food do you like?", "I really like {} because it is {}",
-             ("noodles", "curry", "rice"),
-             ("cheap", "tasty", "healthy")),
-        Item("Tell me about your best friend.", "My best friend is {} and loves {}",
-             ("funny", "quiet", "kind"),
-             ("music", "drawing", "sports")),
-        Item("What did you do last summer?", "Last summer I visited {} with {}",
-             ("the beach", "Japan"), _PEOPLE),
-        Item("Do you like your hometown?", "Yes, it is {} and the people are {}", ("small", "busy", "green"),
-             ("friendly", "polite")),
+        Item(
+            "How do you go to school or work?",
+            "I take the {} and it takes {} minutes",
+            ("bus", "train"),
+            ("ten", "thirty", "forty"),
+        ),
+        Item(
+            "What kind of food do you like?",
+            "I really like {} because it is {}",
+            ("noodles", "curry", "rice"),
+            ("cheap", "tasty", "healthy"),
+        ),
+        Item(
+            "Tell me about your best friend.",
+            "My best friend is {} and loves {}",
+            ("funny", "quiet", "kind"),
+            ("music", "drawing", "sports"),
+        ),
+        Item("What did you do last summer?", "Last summer I visited {} with {}", ("the beach", "Japan"), _PEOPLE),
+        Item(
+            "Do you like your hometown?",
+            "Yes, it is {} and the people are {}",
+            ("small", "busy", "green"),
+            ("friendly", "polite"),
+        ),
         Item("How often do you exercise?", "I {} in the park {} a week", ("run", "walk"), ("once", "twice")),
-        Item("What would you like to learn?", "I want to learn {} when I have more {}",
-             ("cooking", "guitar", "French"), ("time", "money")),
+        Item(
+            "What would you like to learn?",
+            "I want to learn {} when I have more {}",
+            ("cooking", "guitar", "French"),
+            ("time", "money"),
+        ),
     ),
     "1964": (
-        Item("Should students have part-time jobs?", "I think it teaches them {} and {}",
-             ("patience", "respect"),
-             ("saving", "planning")),
-        Item("How has the internet changed your life?", "I can {} and {} without leaving home",
-             ("study", "work"), ("shop", "chat", "bank")),
-        Item("Describe a place you want to visit.", "I would love to see the {} in {}",
-             ("museums", "mountains"),
-             ("Italy", "Canada", "Peru")),
-        Item("What makes a good teacher?", "A good teacher is {} and explains {}",
-             ("patient", "fair", "lively"),
-             ("slowly", "clearly", "everything")),
-        Item("How do you deal with stress?", "When I feel tired I {} and {}", ("rest", "stretch", "read"),
-             ("drink tea", "listen to music")),
-        Item("Is it better to live in a city?", "The city has more {} but less {}",
-             ("jobs", "shops", "noise"),
-             ("nature", "quiet", "space")),
-        Item("Talk about a gift you remember.", "My {} gave me a {} for my birthday", ("uncle", "sister"),
-             ("camera", "bicycle", "novel")),
-        Item("How can we protect nature?", "People should use less {} and plant more {}",
-             ("plastic", "paper", "water"), ("trees", "flowers")),
+        Item(
+            "Should students have part-time jobs?",
+            "I think it teaches them {} and {}",
+            ("patience", "respect"),
+            ("saving", "planning"),
+        ),
+        Item(
+            "How has the internet changed your life?",
+            "I can {} and {} without leaving home",
+            ("study", "work"),
+            ("shop", "chat", "bank"),
+        ),
+        Item(
+            "Describe a place you want to visit.",
+            "I would love to see the {} in {}",
+            ("museums", "mountains"),
+            ("Italy", "Canada", "Peru"),
+        ),
+        Item(
+            "What makes a good teacher?",
+            "A good teacher is {} and explains {}",
+            ("patient", "fair", "lively"),
+            ("slowly", "clearly", "everything"),
+        ),
+        Item(
+            "How do you deal with stress?",
+            "When I feel tired I {} and {}",
+            ("rest", "stretch", "read"),
+            ("drink tea", "listen to music"),
+        ),
+        Item(
+            "Is it better to live in a city?",
+            "The city has more {} but less {}",
+            ("jobs", "shops", "noise"),
+            ("nature", "quiet", "space"),
+        ),
+        Item(
+            "Talk about a gift you remember.",
+            "My {} gave me a {} for my birthday",
+            ("uncle", "sister"),
+            ("camera", "bicycle", "novel"),
+        ),
+        Item(
+            "How can we protect nature?",
+            "People should use less {} and plant more {}",
+            ("plastic", "paper", "water"),
+            ("trees", "flowers"),
+        ),
     ),
 }

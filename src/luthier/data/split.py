@@ -45,16 +45,20 @@ def validation_split(rows: Sequence[Item], fraction: float, seed: int) -> tuple[
         return list(rows), []
     positions = {item.row.group: group_position(seed, item.row.group) for item in rows}
     if len(positions) < 2:
-        raise DataError(f"all {len(rows)} rows are of the group {next(iter(positions))!r}, which stays whole",
-                        "name a column with more than one speaker, or set the validation fraction to 0")
+        raise DataError(
+            f"all {len(rows)} rows are of the group {next(iter(positions))!r}, which stays whole",
+            "name a column with more than one speaker, or set the validation fraction to 0",
+        )
     chosen = {group for group, position in positions.items() if position < fraction}
     nearest = sorted(positions, key=lambda group: (positions[group], group))
     if not chosen:
         chosen = {nearest[0]}
     elif len(chosen) == len(positions):
         chosen.remove(nearest[-1])
-    return ([item for item in rows if item.row.group not in chosen],
-            [item for item in rows if item.row.group in chosen])
+    return (
+        [item for item in rows if item.row.group not in chosen],
+        [item for item in rows if item.row.group in chosen],
+    )
 
 
 def check_groups(train: Iterable[HasRow], test: Iterable[HasRow]) -> None:
@@ -64,21 +68,26 @@ def check_groups(train: Iterable[HasRow], test: Iterable[HasRow]) -> None:
     if shared:
         count = sum(row.group in shared for row in tested)
         more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
-        raise DataError(f"{_named(shared, 'speaker')}: {', '.join(sorted(shared)[:SHOWN])}{more} "
-                        f"({count} of {len(tested)} test rows)",
-                        "take those speakers out of one side, or split by the speaker column")
+        raise DataError(
+            f"{_named(shared, 'speaker')}: {', '.join(sorted(shared)[:SHOWN])}{more} "
+            f"({count} of {len(tested)} test rows)",
+            "take those speakers out of one side, or split by the speaker column",
+        )
 
 
 def check_media(train: Iterable[HasRow], test: Iterable[HasRow]) -> None:
     """Raise DataError where the same recording (by sha256) is on both sides, whatever its row says."""
     origins = {media: item.row.provenance for item in train for media in item.row.media}
-    pairs = {media: (origins[media], item.row.provenance)
-             for item in test for media in item.row.media if media in origins}
+    pairs = {
+        media: (origins[media], item.row.provenance) for item in test for media in item.row.media if media in origins
+    }
     if pairs:
         first, second = pairs[min(pairs)]
-        raise DataError(f"{_named(set(pairs), 'recording')}, "
-                        f"such as {first.source} {first.origin} and {second.source} {second.origin}",
-                        "take the repeated recordings out of one side")
+        raise DataError(
+            f"{_named(set(pairs), 'recording')}, "
+            f"such as {first.source} {first.origin} and {second.source} {second.origin}",
+            "take the repeated recordings out of one side",
+        )
 
 
 def _named(shared: set[str], what: str) -> str:

@@ -35,8 +35,14 @@ SHARD_ROWS = 100_000
 WORKERS = 2  # decoding runs outside the interpreter's lock
 _AHEAD = 16  # recordings in memory at once
 _TEXT = ("id", "messages", "target", "group", "split", "source", "origin", "license", "attribution")
-SCHEMA = pa.schema([*((name, pa.string()) for name in _TEXT), ("parents", pa.list_(pa.string())),
-                    ("seconds", pa.float64()), ("aux", pa.string())])
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in _TEXT),
+        ("parents", pa.list_(pa.string())),
+        ("seconds", pa.float64()),
+        ("aux", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,16 @@ class Table:
 
     def select(self, sources: Sequence[str] | None = None, split: str | None = None) -> list[TableRow]:
         """The rows of some sources and of one split, in order; None takes all."""
-        return [item for item in self.rows if split in (None, item.row.split)
-                and (sources is None or item.row.provenance.source in sources)]
+        return [
+            item
+            for item in self.rows
+            if split in (None, item.row.split) and (sources is None or item.row.provenance.source in sources)
+        ]
 
 
-def build_table(sources: Sequence[tuple[Source, str]], columns: Columns, scale: Scale, limits: Limits,
-                folder: Path) -> Table:
+def build_table(
+    sources: Sequence[tuple[Source, str]], columns: Columns, scale: Scale, limits: Limits, folder: Path
+) -> Table:
     """Read every (source, split), keep what can be used and write the table to `folder`, all or nothing.
 
     Equal rows of one source are merged and counted. Raises SourceError for a source that cannot be read,
@@ -126,8 +136,7 @@ def read_table(folder: Path) -> Table:
     return Table([_from_record(record) for record in records], folder, digest)
 
 
-def _decoded(source: Source, split: str, columns: Columns, scale: Scale,
-             limits: Limits) -> Iterator[Graded | Drop]:
+def _decoded(source: Source, split: str, columns: Columns, scale: Scale, limits: Limits) -> Iterator[Graded | Drop]:
     """Records in their order, decoded by a small pool that never runs far ahead."""
     waiting: deque[Future[Graded | Drop]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -142,10 +151,11 @@ def _decoded(source: Source, split: str, columns: Columns, scale: Scale,
 
 def _none_left(source: str, ledger: Ledger) -> DataError:
     counts = ledger.counts[source]
-    first = next((f"; the first: {drop.origin}: {drop.detail}"
-                  for drop in ledger.drops if drop.source == source), "")
-    return DataError(f"source {source}: none of its {counts.seen} records can be used: {counts.why()}{first}",
-                     "check the recipe's data.columns, data.limits and scale against the source")
+    first = next((f"; the first: {drop.origin}: {drop.detail}" for drop in ledger.drops if drop.source == source), "")
+    return DataError(
+        f"source {source}: none of its {counts.seen} records can be used: {counts.why()}{first}",
+        "check the recipe's data.columns, data.limits and scale against the source",
+    )
 
 
 def _write_media(folder: Path, outcome: Graded) -> None:
@@ -160,12 +170,11 @@ def _write_rows(place: Path, rows: Sequence[TableRow], ledger: Ledger) -> str:
     shards = {}
     for number, start in enumerate(range(0, len(records), SHARD_ROWS)):
         path = place / f"rows-{number:05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(records[start:start + SHARD_ROWS], schema=SCHEMA), path)
+        pq.write_table(pa.Table.from_pylist(records[start : start + SHARD_ROWS], schema=SCHEMA), path)
         shards[path.name] = files.sha256_file(path)
     digest = _digest(records)
     counts = {name: counts.to_json() for name, counts in ledger.counts.items()}
-    files.write_json(place / MANIFEST, {"rows": len(records), "digest": digest, "parquet": shards,
-                                        "sources": counts})
+    files.write_json(place / MANIFEST, {"rows": len(records), "digest": digest, "parquet": shards, "sources": counts})
     return digest
 
 
@@ -182,17 +191,28 @@ def _compact(value: Any) -> str:
 
 def _to_record(item: TableRow) -> dict[str, Any]:
     row, where = item.row, item.row.provenance
-    return {"id": row.id, "messages": _compact([message.to_json() for message in row.messages]),
-            "target": _compact(row.target.to_json()), "group": row.group, "split": row.split,
-            "source": where.source, "origin": where.origin, "license": where.license,
-            "attribution": where.attribution, "parents": list(where.parents), "seconds": item.seconds,
-            "aux": _compact(item.aux)}
+    return {
+        "id": row.id,
+        "messages": _compact([message.to_json() for message in row.messages]),
+        "target": _compact(row.target.to_json()),
+        "group": row.group,
+        "split": row.split,
+        "source": where.source,
+        "origin": where.origin,
+        "license": where.license,
+        "attribution": where.attribution,
+        "parents": list(where.parents),
+        "seconds": item.seconds,
+        "aux": _compact(item.aux),
+    }
 
 
 def _from_record(record: dict[str, Any]) -> TableRow:
-    where = Provenance(record["source"], record["origin"], record["license"], record["attribution"],
-                       tuple(record["parents"] or ()))
+    where = Provenance(
+        record["source"], record["origin"], record["license"], record["attribution"], tuple(record["parents"] or ())
+    )
     messages = tuple(Message.from_json(message) for message in json.loads(record["messages"]))
-    row = Row(record["id"], messages, Target.from_json(json.loads(record["target"])), record["group"],
-              record["split"], where)
+    row = Row(
+        record["id"], messages, Target.from_json(json.loads(record["target"])), record["group"], record["split"], where
+    )
     return TableRow(row, record["seconds"], json.loads(record["aux"]))

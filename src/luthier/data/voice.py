@@ -30,8 +30,26 @@ RATE = 16_000
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m7", "f1", "f2", "f3", "f4", "f5")
 FILLERS = ("um", "uh", "er")
 VOWELS = "aeiou"
-WRONG_SOUNDS = {"th": "s", "v": "b", "r": "l", "l": "r", "p": "f", "d": "t", "z": "j", "n": "m", "s": "sh",
-                "w": "v", "k": "g", "f": "p", "m": "n", "t": "d", "g": "k", "b": "v", "h": "f", "c": "ch"}
+WRONG_SOUNDS = {
+    "th": "s",
+    "v": "b",
+    "r": "l",
+    "l": "r",
+    "p": "f",
+    "d": "t",
+    "z": "j",
+    "n": "m",
+    "s": "sh",
+    "w": "v",
+    "k": "g",
+    "f": "p",
+    "m": "n",
+    "t": "d",
+    "g": "k",
+    "b": "v",
+    "h": "f",
+    "c": "ch",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +75,10 @@ class Delivery:
     def __post_init__(self) -> None:
         for item in fields(self):
             if not 0.0 <= getattr(self, item.name) <= 1.0:
-                raise RequestError(f"delivery.{item.name} is {getattr(self, item.name)}, outside 0..1",
-                                   "give a quantile: 0.5 is the middle")
+                raise RequestError(
+                    f"delivery.{item.name} is {getattr(self, item.name)}, outside 0..1",
+                    "give a quantile: 0.5 is the middle",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +100,12 @@ class Speaker:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Speaker:
         """A random speaker, drawn without looking at how well they speak."""
-        return cls(variant=str(rng.choice(VARIANTS)), pitch=float(rng.uniform(0.2, 0.8)),
-                   level_db=float(rng.uniform(-30, -21)), snr_db=float(rng.uniform(20, 40)))
+        return cls(
+            variant=str(rng.choice(VARIANTS)),
+            pitch=float(rng.uniform(0.2, 0.8)),
+            level_db=float(rng.uniform(-30, -21)),
+            snr_db=float(rng.uniform(20, 40)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +140,10 @@ class EspeakVoice:
 
     def __init__(self) -> None:
         if importlib.util.find_spec("espeakng_loader") is None:
-            raise SourceError("the espeak-ng voice needs espeakng_loader, which is not installed",
-                              "pip install espeakng-loader, or use the formant voice")
+            raise SourceError(
+                "the espeak-ng voice needs espeakng_loader, which is not installed",
+                "pip install espeakng-loader, or use the formant voice",
+            )
         import espeakng_loader
 
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -128,8 +154,10 @@ class EspeakVoice:
         data = str(espeakng_loader.get_data_path()).encode()
         self._rate = int(self._library.espeak_Initialize(2, 0, data, 0x8000))
         if self._rate <= 0:
-            raise SourceError(f"espeak-ng could not read its voices in {data.decode()}",
-                              "use the formant voice, or install into a folder with a shorter path")
+            raise SourceError(
+                f"espeak-ng could not read its voices in {data.decode()}",
+                "use the formant voice, or install into a folder with a shorter path",
+            )
         self._samples: list[bytes] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
         self._callback = kind(self._collect)  # kept: espeak holds only its address
@@ -167,9 +195,19 @@ class EspeakVoice:
         self._rate = 0
 
 
-FORMANTS = {"a": (730, 1190, 2440), "e": (530, 1840, 2480), "i": (300, 2250, 2950), "o": (570, 900, 2410),
-            "u": (320, 870, 2240), "y": (330, 2000, 2800), "l": (360, 1100, 2600), "r": (420, 1250, 1650),
-            "w": (300, 650, 2200), "m": (270, 1000, 2200), "n": (270, 1500, 2500)}
+FORMANTS = {
+    "a": (730, 1190, 2440),
+    "e": (530, 1840, 2480),
+    "i": (300, 2250, 2950),
+    "o": (570, 900, 2410),
+    "u": (320, 870, 2240),
+    "y": (330, 2000, 2800),
+    "l": (360, 1100, 2600),
+    "r": (420, 1250, 1650),
+    "w": (300, 650, 2200),
+    "m": (270, 1000, 2200),
+    "n": (270, 1500, 2500),
+}
 """First three formants in Hz (vowels: Peterson and Barney 1952, men)."""
 HISS = {**dict.fromkeys("szxc", 0.5), **dict.fromkeys("fvh", 0.25), **dict.fromkeys("tkpqdbgj", 0.35)}
 
@@ -281,7 +319,7 @@ def mispronounce(word: str, rng: np.random.Generator) -> str:
     places = [index for index, letter in enumerate(low) if letter in VOWELS]
     if places:
         index = int(rng.choice(places))
-        low = low[:index] + str(rng.choice([v for v in VOWELS if v != low[index]])) + low[index + 1:]
+        low = low[:index] + str(rng.choice([v for v in VOWELS if v != low[index]])) + low[index + 1 :]
     known = [sound for sound in WRONG_SOUNDS if sound in low]
     if known:
         sound = str(rng.choice(known))
@@ -289,8 +327,9 @@ def mispronounce(word: str, rng: np.random.Generator) -> str:
     return low if low != word.lower() else low + "a"
 
 
-def render(text: str, delivery: Delivery, speaker: Speaker, rng: np.random.Generator,
-           voice: Voice | None = None) -> Audio:
+def render(
+    text: str, delivery: Delivery, speaker: Speaker, rng: np.random.Generator, voice: Voice | None = None
+) -> Audio:
     """Speak a sentence. Returns (n,) float32 in -1..1 at 16 kHz, with room noise at the speaker's SNR.
 
     Without `voice` a fresh one is opened and closed, so the result depends on the arguments alone.
@@ -316,4 +355,4 @@ def render(text: str, delivery: Delivery, speaker: Speaker, rng: np.random.Gener
 def _trim(sound: Audio) -> Audio:
     """Cut the silence at both ends: all silence in a clip is then there on purpose."""
     loud = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
-    return sound[loud[0]:loud[-1] + 1]
+    return sound[loud[0] : loud[-1] + 1]

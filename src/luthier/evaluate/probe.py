@@ -19,8 +19,9 @@ from luthier.recipe import Recipe
 from luthier.runtime.devices import Devices
 
 
-def seconds_per_row(recipe: Recipe, base: Base, model: VerdictModel, items: Sequence[TableRow],
-                    tables: dict[str, Table], folder: Path) -> float:
+def seconds_per_row(
+    recipe: Recipe, base: Base, model: VerdictModel, items: Sequence[TableRow], tables: dict[str, Table], folder: Path
+) -> float:
     """Seconds of one row's forward and backward pass, without making its features (that happens once)."""
     devices = Devices(recipe.model.dtype)
     devices.place(model)
@@ -31,8 +32,13 @@ def seconds_per_row(recipe: Recipe, base: Base, model: VerdictModel, items: Sequ
 
     store = FeatureStore(folder, base.family, base.extractor, waveform, base.model, sound_is_frozen(recipe.model))
     lengths = store.prepare(item.row.media[0] for item in items)
-    encoder = PromptEncoder(base.tokenizer, base.family.audio_token_id(base.model), recipe.task.instruction,
-                            recipe.model.learned_tokens, recipe.model.max_tokens)
+    encoder = PromptEncoder(
+        base.tokenizer,
+        base.family.audio_token_id(base.model),
+        recipe.task.instruction,
+        recipe.model.learned_tokens,
+        recipe.model.max_tokens,
+    )
     examples, _ = encode_rows([item.row for item in items], encoder, lengths, lambda row: (0.5, 0))
     if not examples:
         return 0.0

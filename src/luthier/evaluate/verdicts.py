@@ -39,7 +39,7 @@ class Judge:
     def __call__(self, examples: Sequence[Example], label: str = "judging") -> Judged:
         """Judge all examples, longest last; nothing is generated or parsed."""
         order = sorted(range(len(examples)), key=lambda i: (len(examples[i].ids), i))
-        parts = [order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         columns: dict[str, NDArray[np.float64]] = {}
         training = self.model.training
         self.model.eval()
@@ -74,8 +74,12 @@ def swap_recordings(examples: Sequence[Example], audio_token_id: int, seed: int,
         order = np.random.default_rng([seed, turn]).permutation(len(examples))
         for place, i in enumerate(order):
             own, other = examples[i], examples[order[(place + 1) % len(order)]]
-            ids = (*own.ids[:own.sound_at], *[audio_token_id] * other.sound_length,
-                   *own.ids[own.sound_at + own.sound_length:])
-            swapped.append(replace(own, id=f"{own.id}#{turn}", ids=ids, media=other.media,
-                                   sound_length=other.sound_length))
+            ids = (
+                *own.ids[: own.sound_at],
+                *[audio_token_id] * other.sound_length,
+                *own.ids[own.sound_at + own.sound_length :],
+            )
+            swapped.append(
+                replace(own, id=f"{own.id}#{turn}", ids=ids, media=other.media, sound_length=other.sound_length)
+            )
     return swapped

@@ -41,18 +41,28 @@ def _attach_lora(base: Base, config: ModelConfig, token_ids: dict[str, int], see
     pattern = config.lora.target_modules or base.family.decoder_pattern
     targets = [name for name, _ in base.model.named_modules() if re.fullmatch(pattern, name)]
     if not targets:
-        raise RequestError(f"model.lora.target_modules: {pattern!r} matches no module of {config.base}",
-                           "leave it empty to take the family's pattern")
+        raise RequestError(
+            f"model.lora.target_modules: {pattern!r} matches no module of {config.base}",
+            "leave it empty to take the family's pattern",
+        )
     hearing = (base.family.encoder, *base.family.projector, *base.family.frozen)
     leaks = [name for name in targets if name.startswith(hearing)]
     if leaks:
-        raise RequestError(f"model.lora.target_modules: {pattern!r} reaches into the encoders ({leaks[0]})",
-                           "anchor it, as in model\\.layers\\.\\d+\\.(self_attn|mlp)\\..*")
+        raise RequestError(
+            f"model.lora.target_modules: {pattern!r} reaches into the encoders ({leaks[0]})",
+            "anchor it, as in model\\.layers\\.\\d+\\.(self_attn|mlp)\\..*",
+        )
     whole = [base.family.encoder] * config.train_encoder + list(base.family.projector) * config.train_projector
     settings = LoraConfig(
-        r=config.lora.r, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, target_modules=pattern,
-        modules_to_save=whole or None, trainable_token_indices={"embed_tokens": sorted(token_ids.values())},
-        base_model_name_or_path=config.base, bias="none")
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=pattern,
+        modules_to_save=whole or None,
+        trainable_token_indices={"embed_tokens": sorted(token_ids.values())},
+        base_model_name_or_path=config.base,
+        bias="none",
+    )
     base.model.name_or_path = config.base  # PEFT writes this name into adapter_config.json
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -91,8 +101,14 @@ def save(model: Any, folder: Path, base_name: str) -> None:
     from peft import LoraConfig
 
     owners = _owners(model, [name for name, _ in _tuned(model)])
-    LoraConfig(r=1, target_modules=_NO_LORA, modules_to_save=owners, base_model_name_or_path=base_name,
-               inference_mode=True, task_type=None).save_pretrained(str(folder))
+    LoraConfig(
+        r=1,
+        target_modules=_NO_LORA,
+        modules_to_save=owners,
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+        task_type=None,
+    ).save_pretrained(str(folder))
 
 
 def restore(model: Any, folder: Path) -> None:
@@ -101,8 +117,10 @@ def restore(model: Any, folder: Path) -> None:
     here = state(model)
     differing = sorted(set(saved) ^ set(here)) or [key for key in here if here[key].shape != saved[key].shape]
     if differing:
-        raise CheckpointError(f"{folder / WEIGHTS}: {len(differing)} weights do not fit the model, such as {differing[0]}",
-                              "use the recipe and base that it was trained with")
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: {len(differing)} weights do not fit the model, such as {differing[0]}",
+            "use the recipe and base that it was trained with",
+        )
     if hasattr(model, "get_base_model"):
         from peft import set_peft_model_state_dict
 

@@ -59,8 +59,17 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
         groups = [SoundGroup(g.rows_G.to(device), g.values.to(device), g.encoded) for g in self.sound]
-        return Batch(self.ids, self.input_ids_BL.to(device), self.attention_mask_BL.to(device), self.readout_B.to(device),
-                     self.sound_at_B.to(device), groups, self.target_B.to(device), self.level_B.to(device), self.pairs)
+        return Batch(
+            self.ids,
+            self.input_ids_BL.to(device),
+            self.attention_mask_BL.to(device),
+            self.readout_B.to(device),
+            self.sound_at_B.to(device),
+            groups,
+            self.target_B.to(device),
+            self.level_B.to(device),
+            self.pairs,
+        )
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -69,8 +78,8 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     shuffled = rng.permutation(len(lengths))
     batches = []
     for start in range(0, len(shuffled), batch_size * _WINDOW):
-        window = sorted(shuffled[start:start + batch_size * _WINDOW].tolist(), key=lambda row: (lengths[row], row))
-        batches += [window[i:i + batch_size] for i in range(0, len(window), batch_size)]
+        window = sorted(shuffled[start : start + batch_size * _WINDOW].tolist(), key=lambda row: (lengths[row], row))
+        batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -81,8 +90,15 @@ def ranking_pairs(rows: Sequence[int], examples: Sequence[Example], pass_mark: f
     return list(zip(passing, failing, strict=False))
 
 
-def plan_micros(examples: Sequence[Example], *, batch_size: int, micro_batch_size: int, epochs: int, seed: int,
-                pass_mark: float | None = None) -> list[Micro]:
+def plan_micros(
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    micro_batch_size: int,
+    epochs: int,
+    seed: int,
+    pass_mark: float | None = None,
+) -> list[Micro]:
     """All forward passes of a run in order. With `pass_mark`, pairs are planned and never split.
 
     Pairs belong to the optimizer step, not to the micro-batch: the loss is the same however rows are accumulated.
@@ -112,8 +128,13 @@ def _pack(units: list[list[int]], size: int) -> Iterator[list[int]]:
         yield rows
 
 
-def collate(examples: Sequence[Example], store: FeatureStore, pad_id: int,
-            pairs: Sequence[tuple[int, int]] = (), sounds: Sequence[str] | None = None) -> Batch:
+def collate(
+    examples: Sequence[Example],
+    store: FeatureStore,
+    pad_id: int,
+    pairs: Sequence[tuple[int, int]] = (),
+    sounds: Sequence[str] | None = None,
+) -> Batch:
     """Pad on the right, and group sound by length. `sounds` puts other recordings of equal length in their place."""
     longest = max(len(example.ids) for example in examples)
     input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.long)
@@ -124,11 +145,21 @@ def collate(examples: Sequence[Example], store: FeatureStore, pad_id: int,
         mask[i, : len(example.ids)] = 1
         groups.setdefault(example.sound_length, []).append(i)
     media = sounds or [example.media for example in examples]
-    sound = [SoundGroup(torch.tensor(rows), torch.stack([store.load(media[i]) for i in rows]), store.encoded)
-             for _, rows in sorted(groups.items())]
-    return Batch([e.id for e in examples], input_ids, mask, torch.tensor([len(e.ids) - 1 for e in examples]),
-                 torch.tensor([e.sound_at for e in examples]), sound,
-                 torch.tensor([e.target for e in examples]), torch.tensor([e.level for e in examples]), list(pairs))
+    sound = [
+        SoundGroup(torch.tensor(rows), torch.stack([store.load(media[i]) for i in rows]), store.encoded)
+        for _, rows in sorted(groups.items())
+    ]
+    return Batch(
+        [e.id for e in examples],
+        input_ids,
+        mask,
+        torch.tensor([len(e.ids) - 1 for e in examples]),
+        torch.tensor([e.sound_at for e in examples]),
+        sound,
+        torch.tensor([e.target for e in examples]),
+        torch.tensor([e.level for e in examples]),
+        list(pairs),
+    )
 
 
 class _MicroDataset(torch.utils.data.Dataset[Batch]):
@@ -143,8 +174,9 @@ class _MicroDataset(torch.utils.data.Dataset[Batch]):
         return collate([self.examples[row] for row in micro.rows], self.store, self.pad_id, micro.pairs)
 
 
-def batches(micros: Sequence[Micro], examples: Sequence[Example], store: FeatureStore, pad_id: int,
-            workers: int = 0) -> Iterator[Batch]:
+def batches(
+    micros: Sequence[Micro], examples: Sequence[Example], store: FeatureStore, pad_id: int, workers: int = 0
+) -> Iterator[Batch]:
     """The batches of `micros` in order; the same with any number of worker processes."""
     dataset = _MicroDataset(micros, examples, store, pad_id)
     loader: Any = torch.utils.data.DataLoader(dataset, batch_size=None, shuffle=False, num_workers=workers)

@@ -51,18 +51,23 @@ class PromptEncoder:
             return "reserved_token_in_prompt"
         soft = "".join(soft_prompt_names(self.learned))
         content = f"{self.instruction}\n{question}\n{soft}{audio}"
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
-                                                  add_generation_prompt=True) + self.learned.readout
+        text = (
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+            + self.learned.readout
+        )
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if ids.count(self.audio_token_id) != 1 or ids[-1] != self.tokenizer.convert_tokens_to_ids(self.learned.readout):
             return "template_loses_a_token"
         at = ids.index(self.audio_token_id)
-        ids = [*ids[:at], *[self.audio_token_id] * sound_length, *ids[at + 1:]]
+        ids = [*ids[:at], *[self.audio_token_id] * sound_length, *ids[at + 1 :]]
         return (tuple(ids), at) if len(ids) <= self.max_tokens else "too_many_tokens"
 
 
-def encode_rows(rows: Sequence[Row], encoder: PromptEncoder, lengths: dict[str, int],
-                label: Callable[[Row], tuple[float, int]]) -> tuple[list[Example], Counter[str]]:
+def encode_rows(
+    rows: Sequence[Row], encoder: PromptEncoder, lengths: dict[str, int], label: Callable[[Row], tuple[float, int]]
+) -> tuple[list[Example], Counter[str]]:
     """Encode rows; `label` gives (soft target, level). Returns the examples and the drops by reason."""
     examples, dropped = [], Counter[str]()
     for row in rows:
@@ -72,7 +77,19 @@ def encode_rows(rows: Sequence[Row], encoder: PromptEncoder, lengths: dict[str, 
             dropped[found] += 1
             continue
         target, level = label(row)
-        examples.append(Example(id=row.id, source=row.provenance.source, group=row.group, ids=found[0], media=media,
-                                sound_at=found[1], sound_length=lengths[media], grade=float(row.target.grade or 0.0),
-                                target=target, level=level, held_back=row.target.held_back))
+        examples.append(
+            Example(
+                id=row.id,
+                source=row.provenance.source,
+                group=row.group,
+                ids=found[0],
+                media=media,
+                sound_at=found[1],
+                sound_length=lengths[media],
+                grade=float(row.target.grade or 0.0),
+                target=target,
+                level=level,
+                held_back=row.target.held_back,
+            )
+        )
     return examples, dropped

@@ -77,11 +77,15 @@ PHI4_MULTIMODAL = Family(
     builtin_adapter="speech-lora",
     decoder_pattern=r"model\.layers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))",
     encoder="model.embed_tokens_extend.audio_embed.encoder",
-    projector=("model.embed_tokens_extend.audio_embed.up_proj_for_speech",
-               "model.embed_tokens_extend.audio_embed.down_proj_for_speech"),
-    frozen=("model.embed_tokens_extend.image_embed",
-            "model.embed_tokens_extend.audio_embed.up_proj_for_vision_speech",
-            "model.embed_tokens_extend.audio_embed.down_proj_for_vision_speech"),
+    projector=(
+        "model.embed_tokens_extend.audio_embed.up_proj_for_speech",
+        "model.embed_tokens_extend.audio_embed.down_proj_for_speech",
+    ),
+    frozen=(
+        "model.embed_tokens_extend.image_embed",
+        "model.embed_tokens_extend.audio_embed.up_proj_for_vision_speech",
+        "model.embed_tokens_extend.audio_embed.down_proj_for_vision_speech",
+    ),
 )
 FAMILIES = {PHI4_MULTIMODAL.name: PHI4_MULTIMODAL}
 
@@ -90,8 +94,9 @@ def family_of(model: Any) -> Family:
     """The family of a loaded model. Raises RequestError for one that verdicts do not support."""
     name = model.config.model_type
     if name not in FAMILIES:
-        raise RequestError(f"model.base: architecture {name!r} cannot judge recordings",
-                           f"choose one of: {', '.join(FAMILIES)}")
+        raise RequestError(
+            f"model.base: architecture {name!r} cannot judge recordings", f"choose one of: {', '.join(FAMILIES)}"
+        )
     return FAMILIES[name]
 
 

@@ -57,27 +57,37 @@ def _load_native(config: ModelConfig, revision: str | None) -> tuple[Any, Any, A
     try:
         found = AutoConfig.from_pretrained(config.base, **where)
         if found.model_type not in FAMILIES:
-            raise RequestError(f"model.base: {config.base} has architecture {found.model_type!r}",
-                               f"choose one of: {', '.join(FAMILIES)}; for Phi-4-multimodal set model.revision to "
-                               f"{PHI4_MULTIMODAL.revision}, the layout without remote code")
-        model, loading = AutoModelForCausalLM.from_pretrained(config.base, dtype=DTYPES[config.dtype],
-                                                              output_loading_info=True, **where)
+            raise RequestError(
+                f"model.base: {config.base} has architecture {found.model_type!r}",
+                f"choose one of: {', '.join(FAMILIES)}; for Phi-4-multimodal set model.revision to "
+                f"{PHI4_MULTIMODAL.revision}, the layout without remote code",
+            )
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            config.base, dtype=DTYPES[config.dtype], output_loading_info=True, **where
+        )
         _refuse_missing(config.base, FAMILIES[found.model_type], loading["missing_keys"])
-        return (model, AutoTokenizer.from_pretrained(config.base, **where),
-                AutoFeatureExtractor.from_pretrained(config.base, **where))
+        return (
+            model,
+            AutoTokenizer.from_pretrained(config.base, **where),
+            AutoFeatureExtractor.from_pretrained(config.base, **where),
+        )
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:200]
-        raise SourceError(f"model.base: {config.base} cannot be loaded: {first}",
-                          "check the name and the network, or give a local folder: --set model.base=FOLDER "
-                          "(--set model.base=toy:phi4-multimodal to try the recipe without weights)") from error
+        raise SourceError(
+            f"model.base: {config.base} cannot be loaded: {first}",
+            "check the name and the network, or give a local folder: --set model.base=FOLDER "
+            "(--set model.base=toy:phi4-multimodal to try the recipe without weights)",
+        ) from error
 
 
 def _refuse_missing(name: str, family: Family, keys: Iterable[str]) -> None:
     """The library gives weights that a checkpoint lacks random values, and only prints a report."""
     missing = sorted(key for key in keys if not key.startswith(family.frozen))
     if missing:
-        raise RequestError(f"model.base: {name} lacks {len(missing)} weights, such as {missing[0]}",
-                           "fetch it again, or set model.revision to one with the native layout")
+        raise RequestError(
+            f"model.base: {name} lacks {len(missing)} weights, such as {missing[0]}",
+            "fetch it again, or set model.revision to one with the native layout",
+        )
 
 
 def _adapter_folder(config: ModelConfig, revision: str | None) -> Path:
@@ -90,8 +100,10 @@ def _adapter_folder(config: ModelConfig, revision: str | None) -> Path:
     try:
         root = snapshot_download(config.base, revision=revision, allow_patterns=[f"{config.builtin_adapter}/*"])
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise SourceError(f"model.builtin_adapter: {config.builtin_adapter} of {config.base} cannot be reached",
-                          "check the network, or set model.builtin_adapter to an empty text") from error
+        raise SourceError(
+            f"model.builtin_adapter: {config.builtin_adapter} of {config.base} cannot be reached",
+            "check the network, or set model.builtin_adapter to an empty text",
+        ) from error
     return Path(root) / config.builtin_adapter
 
 
@@ -115,10 +127,14 @@ def merge_builtin(base: Base, folder: Path) -> None:
     unexpected = list(getattr(result, "unexpected_keys", []))
     missing = [key for key in getattr(result, "missing_keys", []) if ".builtin." in key]
     if unexpected or missing:
-        raise RequestError(f"model.builtin_adapter: {folder} does not fit the base ({len(missing)} weights missing, "
-                           f"{len(unexpected)} unknown, such as {(missing + unexpected)[0]})",
-                           "check that base and adapter are of one revision")
+        raise RequestError(
+            f"model.builtin_adapter: {folder} does not fit the base ({len(missing)} weights missing, "
+            f"{len(unexpected)} unknown, such as {(missing + unexpected)[0]})",
+            "check that base and adapter are of one revision",
+        )
     if not any(bool(value.any()) for key, value in state.items() if "lora_B" in key):
-        raise RequestError(f"model.builtin_adapter: every lora_B of {folder} is zero: it would change nothing",
-                           "take another revision of the base")
+        raise RequestError(
+            f"model.builtin_adapter: every lora_B of {folder} is zero: it would change nothing",
+            "take another revision of the base",
+        )
     base.model = wrapped.merge_and_unload()

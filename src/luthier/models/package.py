@@ -45,22 +45,39 @@ class Package:
 def describe(base: Base, recipe: Recipe, answers: dict[str, int], tokens: dict[str, int], digest: str) -> Package:
     """The package of a stage about to be trained."""
     model, task = recipe.model, recipe.task
-    return Package(model.base, model.revision, model.builtin_adapter, digest, model.tuning, task.readout, task.event,
-                   task.target.method, answers, tokens, {})
+    return Package(
+        model.base,
+        model.revision,
+        model.builtin_adapter,
+        digest,
+        model.tuning,
+        task.readout,
+        task.event,
+        task.target.method,
+        answers,
+        tokens,
+        {},
+    )
 
 
 def check(package: Package, digest: str, tokens: dict[str, int], folder: Path) -> None:
     """Refuse an adapter on another base, or whose learned tokens have other ids here."""
     if package.base_sha256 != digest:
-        raise RequestError(f"{folder}: was trained on {package.base} with other weights than the base given here",
-                           "give the base, revision and builtin_adapter that its verdict.json names")
+        raise RequestError(
+            f"{folder}: was trained on {package.base} with other weights than the base given here",
+            "give the base, revision and builtin_adapter that its verdict.json names",
+        )
     for name, index in package.learned_tokens.items():
         if name in tokens and tokens[name] != index:
-            raise RequestError(f"{folder}: the learned token {name} had id {index} and has {tokens[name]} here",
-                               "use the same tokenizer and model.learned_tokens")
+            raise RequestError(
+                f"{folder}: the learned token {name} had id {index} and has {tokens[name]} here",
+                "use the same tokenizer and model.learned_tokens",
+            )
     if set(package.learned_tokens) != set(tokens):
-        raise RequestError(f"{folder}: has the learned tokens {', '.join(package.learned_tokens)}, the recipe "
-                           f"{', '.join(tokens)}", "use the same model.learned_tokens in both stages")
+        raise RequestError(
+            f"{folder}: has the learned tokens {', '.join(package.learned_tokens)}, the recipe {', '.join(tokens)}",
+            "use the same model.learned_tokens in both stages",
+        )
 
 
 def base_digest(base: Base) -> str:

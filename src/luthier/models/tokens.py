@@ -32,8 +32,10 @@ def add_learned_tokens(tokenizer: Any, model: Any, settings: LearnedTokens) -> d
     ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
     rows = model.get_input_embeddings().weight.shape[0]
     if max(ids.values()) >= rows:
-        raise RequestError(f"model.learned_tokens: the vocabulary has {rows} rows and no room for {len(names)} more",
-                           f"set model.learned_tokens.soft_prompt below {settings.soft_prompt or 1}")
+        raise RequestError(
+            f"model.learned_tokens: the vocabulary has {rows} rows and no room for {len(names)} more",
+            f"set model.learned_tokens.soft_prompt below {settings.soft_prompt or 1}",
+        )
     if len(set(ids.values())) != len(names):
         raise RequestError("model.learned_tokens: two learned tokens share an id", "name them differently")
     return ids
@@ -61,8 +63,10 @@ def answer_ids(tokenizer: Any, answers: dict[str, str]) -> dict[str, int]:
     for name, text in answers.items():
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) != 1:
-            raise RequestError(f"task.answers.{name}: {text!r} is {len(ids)} tokens, and one is needed",
-                               "choose a text such as 1, 0, A, B")
+            raise RequestError(
+                f"task.answers.{name}: {text!r} is {len(ids)} tokens, and one is needed",
+                "choose a text such as 1, 0, A, B",
+            )
         found[name] = int(ids[0])
     if found["pass"] == found["fail"]:
         raise RequestError("task.answers: pass and fail are the same token", "choose two texts")

@@ -14,8 +14,16 @@ from transformers import PreTrainedTokenizerFast
 TOKENIZER_FILE = Path(__file__).with_name("toy_tokenizer.json")
 IMAGE_TOKEN, AUDIO_TOKEN = "<|image|>", "<|audio|>"
 END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, IMAGE_TOKEN, AUDIO_TOKEN, "<|assistant|>", END_OF_TURN, "<|user|>",
-                  "<|system|>", "<|tool|>")
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    IMAGE_TOKEN,
+    AUDIO_TOKEN,
+    "<|assistant|>",
+    END_OF_TURN,
+    "<|user|>",
+    "<|system|>",
+    "<|tool|>",
+)
 VOCABULARY_SIZE = 640
 
 # Phi-4: `<|role|>content<|end|>`. Content is a string, or parts whose media become placeholder tokens.
@@ -54,7 +62,7 @@ _SENTENCES = (
     "The company reported higher earnings this year, while the cost of energy was lower than expected.",
     "def add(first, second):\n    return first + second\n\nprint(add(2, 3))\n",
     "for item in items:\n    if item is not None:\n        total = total + item.value\n",
-    "{\"name\": \"clip\", \"label\": 1, \"score\": 0.75, \"source\": \"test\"}",
+    '{"name": "clip", "label": 1, "score": 0.75, "source": "test"}',
     "Yes, it does. No, it does not. Maybe it could, but it would have to be checked by someone else first.",
     "The first video frame shows a door that is closed; in the last frame the same door stands open.",
     "Which of these answers is better, the first or the second? Give your reasons before you choose.",
@@ -76,10 +84,14 @@ def train_tokenizer() -> Tokenizer:
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS), show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS),
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     tokenizer.train_from_iterator(_SENTENCES, trainer)
     specials = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     tokenizer.add_special_tokens(specials)
@@ -89,7 +101,12 @@ def train_tokenizer() -> Tokenizer:
 def load_tokenizer() -> PreTrainedTokenizerFast:
     """The shipped tokenizer, its chat template, and the media tokens that Phi-4's processor reads."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(TOKENIZER_FILE)), bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
+        tokenizer_object=Tokenizer.from_file(str(TOKENIZER_FILE)),
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
         extra_special_tokens={"image_token": IMAGE_TOKEN, "audio_token": AUDIO_TOKEN},
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False, model_max_length=8192)
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=8192,
+    )

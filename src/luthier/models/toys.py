@@ -62,8 +62,9 @@ class Toy:
     hears: bool
 
 
-def build_toy(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
-                                                 Phi4MultimodalFeatureExtractor | None]:
+def build_toy(
+    name: str, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Phi4MultimodalFeatureExtractor | None]:
     """Build a twin by its registered name.
 
     Returns the model (float32, evaluation mode), its tokenizer, and its feature extractor (16 kHz mono sound
@@ -73,8 +74,9 @@ def build_toy(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedToke
     return build_sized(_find(name), seed)
 
 
-def build_sized(toy: Toy, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
-                                                  Phi4MultimodalFeatureExtractor | None]:
+def build_sized(
+    toy: Toy, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Phi4MultimodalFeatureExtractor | None]:
     """Build a twin of any size; otherwise as `build_toy`."""
     tokenizer = load_tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -102,29 +104,48 @@ def _find(name: str) -> Toy:
 
 def _text_fields(size: ToySize, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
-        "vocab_size": VOCABULARY_ROWS, "hidden_size": size.hidden_size,
-        "intermediate_size": size.intermediate_size, "num_hidden_layers": size.num_hidden_layers,
-        "num_attention_heads": size.num_attention_heads, "num_key_value_heads": size.num_key_value_heads,
-        "initializer_range": size.initializer_range, "max_position_embeddings": 8192,
+        "vocab_size": VOCABULARY_ROWS,
+        "hidden_size": size.hidden_size,
+        "intermediate_size": size.intermediate_size,
+        "num_hidden_layers": size.num_hidden_layers,
+        "num_attention_heads": size.num_attention_heads,
+        "num_key_value_heads": size.num_key_value_heads,
+        "initializer_range": size.initializer_range,
+        "max_position_embeddings": 8192,
         # The published checkpoint ties its head to the embeddings, and so do its twins.
         "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TURN)],
     }
 
 
 def _phi4_multimodal(size: ToySize, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     audio = Phi4MultimodalAudioConfig(
-        hidden_size=size.audio_hidden_size, intermediate_size=size.audio_intermediate_size,
-        num_blocks=size.audio_blocks, num_attention_heads=size.audio_heads,
-        ext_pw_out_channel=size.audio_hidden_size, depthwise_separable_out_channel=size.audio_hidden_size,
-        nemo_conv_channels=size.conv_channels, bias_max_distance=500,
-        initializer_range=size.initializer_range, audio_token_id=tokenizer.audio_token_id)
+        hidden_size=size.audio_hidden_size,
+        intermediate_size=size.audio_intermediate_size,
+        num_blocks=size.audio_blocks,
+        num_attention_heads=size.audio_heads,
+        ext_pw_out_channel=size.audio_hidden_size,
+        depthwise_separable_out_channel=size.audio_hidden_size,
+        nemo_conv_channels=size.conv_channels,
+        bias_max_distance=500,
+        initializer_range=size.initializer_range,
+        audio_token_id=tokenizer.audio_token_id,
+    )
     vision = Phi4MultimodalVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28,
-        crop_size=28, patch_size=14, image_token_id=tokenizer.image_token_id)
-    config = Phi4MultimodalConfig(audio_config=audio, vision_config=vision,
-                                  original_max_position_embeddings=8192, **_text_fields(size, tokenizer))
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        crop_size=28,
+        patch_size=14,
+        image_token_id=tokenizer.image_token_id,
+    )
+    config = Phi4MultimodalConfig(
+        audio_config=audio, vision_config=vision, original_max_position_embeddings=8192, **_text_fields(size, tokenizer)
+    )
     model = Phi4MultimodalForCausalLM(config)
     normal = model.model.embed_tokens_extend.audio_embed.encoder.encoder_embedding
     normal.global_mean.fill_(LOG_MEL_MEAN)

@@ -7,6 +7,7 @@ Only that position goes through a head. Shapes: B rows, L tokens, D model width,
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ class VerdictHead(nn.Module):
 
     def thresholds(self) -> torch.Tensor:
         """(K,) increasing thresholds: a first one, and gaps through softplus."""
-        assert self.first is not None and self.gaps is not None
+        assert self.first is not None
+        assert self.gaps is not None
         return torch.cat([self.first, self.first + torch.cumsum(nn.functional.softplus(self.gaps) + 1e-4, 0)])
 
     def initialise(self, direction: torch.Tensor, level_counts: list[int]) -> None:
@@ -67,11 +69,13 @@ class VerdictHead(nn.Module):
             self.score.bias.zero_()
             if self.first is not None and self.gaps is not None:
                 total = sum(level_counts) + 0.5 * len(level_counts)
-                above = [(sum(level_counts[k + 1:]) + 0.5 * (len(level_counts) - k - 1)) / total
-                         for k in range(len(level_counts) - 1)]
+                above = [
+                    (sum(level_counts[k + 1 :]) + 0.5 * (len(level_counts) - k - 1)) / total
+                    for k in range(len(level_counts) - 1)
+                ]
                 places = [-math.log(p / (1 - p)) for p in above]
                 self.first.fill_(places[0])
-                gaps = torch.tensor([max(b - a, 1e-3) for a, b in zip(places, places[1:], strict=False)])
+                gaps = torch.tensor([max(b - a, 1e-3) for a, b in itertools.pairwise(places)])
                 self.gaps.copy_(torch.log(torch.expm1(gaps)))
 
 
@@ -102,8 +106,9 @@ class VerdictModel(nn.Module):
             places = batch.sound_at_B[group.rows_G][:, None] + torch.arange(values.shape[1], device=embeds.device)
             embeds = embeds.index_put((group.rows_G[:, None].expand_as(places), places), values.to(embeds.dtype))
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
-        hidden = model.model(inputs_embeds=embeds, attention_mask=batch.attention_mask_BL, position_ids=positions,
-                             use_cache=False).last_hidden_state
+        hidden = model.model(
+            inputs_embeds=embeds, attention_mask=batch.attention_mask_BL, position_ids=positions, use_cache=False
+        ).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         state: torch.Tensor = hidden[rows, batch.readout_B]
         return state

@@ -23,15 +23,17 @@ from luthier.errors import SourceError
 from luthier.outcome import charts, clips, figures
 
 PAGE_BYTES, WORST = 3 * 1024 * 1024, 8
-METRICS = (("accuracy", "Accuracy", "share right at one half; higher is better"),
-           ("auroc", "AUROC", "a random pass ranks above a random fail; higher is better"),
-           ("log_loss", "Log loss", "nats; lower is better"),
-           ("calibrated.log_loss", "Log loss, calibrated", "nats; lower is better"),
-           ("brier", "Brier", "mean squared error of the probability; lower is better"),
-           ("ece", "ECE", "mean gap of predicted and observed rate; lower is better"),
-           ("borderline.accuracy", "Borderline accuracy", "as accuracy, near the cut only"),
-           ("borderline.auroc", "Borderline AUROC", "as AUROC, near the cut only"),
-           ("closer", "3.5: closer side", "share of 3.5s put on the side that held-back raters took"))
+METRICS = (
+    ("accuracy", "Accuracy", "share right at one half; higher is better"),
+    ("auroc", "AUROC", "a random pass ranks above a random fail; higher is better"),
+    ("log_loss", "Log loss", "nats; lower is better"),
+    ("calibrated.log_loss", "Log loss, calibrated", "nats; lower is better"),
+    ("brier", "Brier", "mean squared error of the probability; lower is better"),
+    ("ece", "ECE", "mean gap of predicted and observed rate; lower is better"),
+    ("borderline.accuracy", "Borderline accuracy", "as accuracy, near the cut only"),
+    ("borderline.auroc", "Borderline AUROC", "as AUROC, near the cut only"),
+    ("closer", "3.5: closer side", "share of 3.5s put on the side that held-back raters took"),
+)
 BORDERLINE = (3.5, 4.0)
 Json = dict[str, Any]
 
@@ -45,10 +47,10 @@ def write_report(run: Path) -> Path:
         raise SourceError(f"{run} is not a run folder", "name the folder that `luthier run` printed")
     template = importlib.resources.files("luthier").joinpath("outcome/report.html.j2").read_text("utf-8")
     # Absent records come through as undefined values, and the filters print those as a dash.
-    environment = Environment(autoescape=True, undefined=ChainableUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=figures.number, score=figures.score, count=figures.count,
-                               duration=figures.duration)
+    environment = Environment(autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        number=figures.number, score=figures.score, count=figures.count, duration=figures.duration
+    )
     page = environment.from_string(template).render(_context(_Records(run)))
     files.write_text(run / "report.html", page)
     return run / "report.html"
@@ -107,19 +109,36 @@ def _context(records: _Records) -> Json:
     budget = PAGE_BYTES // max(1, len(stages))
     for stage in stages:
         stage["worst"] = _worst(records, stage["predictions"], budget)
-    return {"run": manifest, "folder": records.run.resolve().name, "stages": stages, "metrics": METRICS,
-            "rows": _score_rows(stages), "headline": _headline(stages), "ledger": _ledger(records),
-            "recipe": records.text("recipe.yaml"), "notes": records.notes, "worst_count": WORST,
-            "clip_kb": clips.CLIP_BYTES // 1024}
+    return {
+        "run": manifest,
+        "folder": records.run.resolve().name,
+        "stages": stages,
+        "metrics": METRICS,
+        "rows": _score_rows(stages),
+        "headline": _headline(stages),
+        "ledger": _ledger(records),
+        "recipe": records.text("recipe.yaml"),
+        "notes": records.notes,
+        "worst_count": WORST,
+        "clip_kb": clips.CLIP_BYTES // 1024,
+    }
 
 
 def _stage(records: _Records, name: str) -> Json:
     """Everything the page shows of one stage; `ran` is false when the stage left no record."""
     base = f"stages/{name}"
-    predictions = [row for row in records.lines(f"{base}/predictions.jsonl")
-                   if figures.finite(row.get("p_pass")) and figures.finite(row.get("pass"))]
-    stage: Json = {"name": name, "about": records.document(f"{base}/stage.json"), "predictions": predictions,
-                   "scores": records.document(f"{base}/scores.json"), "others": {}}
+    predictions = [
+        row
+        for row in records.lines(f"{base}/predictions.jsonl")
+        if figures.finite(row.get("p_pass")) and figures.finite(row.get("pass"))
+    ]
+    stage: Json = {
+        "name": name,
+        "about": records.document(f"{base}/stage.json"),
+        "predictions": predictions,
+        "scores": records.document(f"{base}/scores.json"),
+        "others": {},
+    }
     for path in sorted((records.run / base).glob("scores-*.json")):
         stage["others"][path.stem.removeprefix("scores-")] = records.document(f"{base}/{path.name}")
     metrics = records.lines(f"{base}/metrics.jsonl")
@@ -132,23 +151,43 @@ def _stage(records: _Records, name: str) -> Json:
         pairs = [(float(row[key]), bool(row["pass"])) for row in predictions if figures.finite(row.get(key))]
         series.append((label, figures.equal_mass_bins([p for p, _ in pairs], [y for _, y in pairs])))
     near = {grade: values for grade, values in by_grade.items() if grade in BORDERLINE}
-    stage["charts"] = [(heading, Markup(svg), note) for heading, svg, note in (  # charts escape their text
-        ("Loss", charts.loss_chart(f"Loss of stage {name} by step", _series(metrics, "loss"),
-                                   _series(metrics, "validation_log_loss")),
-         "The training loss is against the soft target, whose own entropy is its floor."),
-        ("Reliability", charts.reliability_chart(f"Reliability of stage {name}", series),
-         "Bins of equal counts with 95% Wilson intervals; on the dotted line, predictions come true."),
-        ("Probability by grade", charts.grade_chart(f"Probability by grade, stage {name}", dict(by_grade)),
-         "Each point is one test answer; bars are means."),
-        ("At the borderline", charts.borderline_chart(f"Grades 3.5 and 4 of stage {name}", near),
-         "The grades either side of the cut; the dotted line is one half."))]
+    stage["charts"] = [
+        (heading, Markup(svg), note)
+        for heading, svg, note in (  # charts escape their text
+            (
+                "Loss",
+                charts.loss_chart(
+                    f"Loss of stage {name} by step", _series(metrics, "loss"), _series(metrics, "validation_log_loss")
+                ),
+                "The training loss is against the soft target, whose own entropy is its floor.",
+            ),
+            (
+                "Reliability",
+                charts.reliability_chart(f"Reliability of stage {name}", series),
+                "Bins of equal counts with 95% Wilson intervals; on the dotted line, predictions come true.",
+            ),
+            (
+                "Probability by grade",
+                charts.grade_chart(f"Probability by grade, stage {name}", dict(by_grade)),
+                "Each point is one test answer; bars are means.",
+            ),
+            (
+                "At the borderline",
+                charts.borderline_chart(f"Grades 3.5 and 4 of stage {name}", near),
+                "The grades either side of the cut; the dotted line is one half.",
+            ),
+        )
+    ]
     stage["ran"] = bool(stage["about"] or stage["scores"] or metrics or predictions)
     return stage
 
 
 def _series(metrics: list[Json], key: str) -> list[charts.Point]:
-    return [(float(row["step"]), float(row[key])) for row in metrics
-            if figures.finite(row.get("step")) and figures.finite(row.get(key))]
+    return [
+        (float(row["step"]), float(row[key]))
+        for row in metrics
+        if figures.finite(row.get("step")) and figures.finite(row.get(key))
+    ]
 
 
 def _score_rows(stages: list[Json]) -> list[Json]:
@@ -172,8 +211,7 @@ def _score_rows(stages: list[Json]) -> list[Json]:
 
 def _headline(stages: list[Json]) -> str:
     """One or two sentences on the last scored stage, and on how it stands to the first."""
-    scored = [(stage["name"], stage["scores"]) for stage in stages
-              if figures.score(stage["scores"].get("auroc"))]
+    scored = [(stage["name"], stage["scores"]) for stage in stages if figures.score(stage["scores"].get("auroc"))]
     if not scored:
         return "No stage of this run has been scored yet."
     name, scores = scored[-1]
@@ -201,10 +239,20 @@ def _ledger(records: _Records) -> Json:
     for line in (line for line in lines if "in" in line):
         dropped = Counter(line.get("dropped") or {})
         accounted = int(line.get("kept") or 0) + int(line.get("merged") or 0) + dropped.total()
-        sources.append({**line, "rows": line["in"], "dropped": dropped, "total": dropped.total(),
-                        "gap": int(line["in"] or 0) - accounted})
-    return {"sources": sources, "drops": [line for line in lines if "reason" in line],
-            "reasons": sorted({reason for source in sources for reason in source["dropped"]})}
+        sources.append(
+            {
+                **line,
+                "rows": line["in"],
+                "dropped": dropped,
+                "total": dropped.total(),
+                "gap": int(line["in"] or 0) - accounted,
+            }
+        )
+    return {
+        "sources": sources,
+        "drops": [line for line in lines if "reason" in line],
+        "reasons": sorted({reason for source in sources for reason in source["dropped"]}),
+    }
 
 
 def _worst(records: _Records, predictions: list[Json], budget: int) -> list[Json]:
@@ -214,10 +262,18 @@ def _worst(records: _Records, predictions: list[Json], budget: int) -> list[Json
     messages = records.messages({str(row["id"]) for row in ordered if "id" in row})
     shown = []
     for row in ordered:
-        parts = [part for message in messages.get(str(row.get("id")), []) if message.get("role") == "user"
-                 for part in message.get("content", [])]
-        item: Json = {"row": row, "found": str(row.get("id")) in messages, "clips": [],
-                "question": "\n".join(part.get("text") or "" for part in parts if part.get("type") == "text")}
+        parts = [
+            part
+            for message in messages.get(str(row.get("id")), [])
+            if message.get("role") == "user"
+            for part in message.get("content", [])
+        ]
+        item: Json = {
+            "row": row,
+            "found": str(row.get("id")) in messages,
+            "clips": [],
+            "question": "\n".join(part.get("text") or "" for part in parts if part.get("type") == "text"),
+        }
         for part in parts:
             if part.get("type") == "audio":
                 clip = clips.embed(records.run, str(part.get("media")), min(clips.CLIP_BYTES, budget))

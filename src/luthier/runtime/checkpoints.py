@@ -50,7 +50,7 @@ class Checkpoints:
             save_model(model, folder, self.base_name)
             save_file(_optimizer_tensors(optimizer), str(folder / OPTIMIZER))
             write_json(folder / STATE, state)
-        kept = set(self.steps()[-max(2, self.keep):]) | {int(state.get("best_step") or 0)}
+        kept = set(self.steps()[-max(2, self.keep) :]) | {int(state.get("best_step") or 0)}
         for old in self.steps():
             if old not in kept:
                 shutil.rmtree(self.path(old))
@@ -91,12 +91,20 @@ def load_model(model: VerdictModel, folder: Path) -> None:
     if model.head is not None:
         if not (folder / HEAD).is_file():
             raise CheckpointError(f"{folder}: has no {HEAD}", "use the task.readout that it was trained with")
-        model.head.load_state_dict(load_file(str(folder / HEAD)))
+        try:
+            model.head.load_state_dict(load_file(str(folder / HEAD)))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder / HEAD}: is the head of another read-out", "use the task.readout that it was trained with"
+            ) from error
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-            for index, values in optimizer.state_dict()["state"].items() for name, value in values.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], folder: Path) -> None:
@@ -107,7 +115,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torc
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     if state and max(state) >= count:
-        raise CheckpointError(f"{folder / OPTIMIZER}: has states for {max(state) + 1} weights, the model has {count}",
-                              "use the recipe that it was trained with")
+        raise CheckpointError(
+            f"{folder / OPTIMIZER}: has states for {max(state) + 1} weights, the model has {count}",
+            "use the recipe that it was trained with",
+        )
     whole["state"] = state
     optimizer.load_state_dict(whole)

@@ -19,8 +19,9 @@ class Devices:
             raise RequestError("WORLD_SIZE is above 1: a run uses one process today", "start luthier without torchrun")
         if dtype == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
             raise RequestError("model.dtype: this GPU has no bfloat16", "set model.dtype to float32")
-        self._accelerator = Accelerator(mixed_precision="bf16" if dtype == "bfloat16" else "no",
-                                        gradient_accumulation_steps=1)
+        self._accelerator = Accelerator(
+            mixed_precision="bf16" if dtype == "bfloat16" else "no", gradient_accumulation_steps=1
+        )
 
     @property
     def device(self) -> torch.device:

@@ -94,8 +94,9 @@ def _step(job: Job, step: int, group: list[Batch], done: Progress) -> torch.Tens
     """One optimizer step over its micro-batches. Returns the gradient norm."""
     torch.manual_seed((job.seed * 1_000_003 + step) % 2**63)
     set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings.schedule))
-    weights = StepWeights(rows=float(sum(len(batch.ids) for batch in group)),
-                          pairs=float(sum(len(batch.pairs) for batch in group)))
+    weights = StepWeights(
+        rows=float(sum(len(batch.ids) for batch in group)), pairs=float(sum(len(batch.pairs) for batch in group))
+    )
     loss_sum = torch.zeros((), device=job.devices.device)
     for batch in group:
         with job.devices.precision():
@@ -107,8 +108,10 @@ def _step(job: Job, step: int, group: list[Batch], done: Progress) -> torch.Tens
     total = float(loss_sum + 0.0 * norm)
     if total != total or total in (float("inf"), float("-inf")):
         ids = [name for batch in group for name in batch.ids]
-        raise NonFiniteLoss(f"step {step}: the loss or a gradient is not finite; rows of this step: {', '.join(ids)}",
-                            "lower train.learning_rate or look at these rows; the last checkpoint is untouched")
+        raise NonFiniteLoss(
+            f"step {step}: the loss or a gradient is not finite; rows of this step: {', '.join(ids)}",
+            "lower train.learning_rate or look at these rows; the last checkpoint is untouched",
+        )
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     done.step = step
@@ -129,11 +132,19 @@ def _after_step(job: Job, done: Progress, norm: torch.Tensor) -> None:
         if done.best_loss is None or validation < done.best_loss:
             done.best_loss, done.best_step = validation, done.step
     if done.step % job.settings.log_every == 0 or done.step == 1 or epoch_ends:
-        append_jsonl(job.metrics, StepRecord(
-            step=done.step, epoch=round(done.step / job.plan.steps_per_epoch, 4), loss=done.loss_sum / done.loss_weight,
-            learning_rate=job.settings.learning_rate * schedule_factor(done.step, job.plan, job.settings.schedule),
-            grad_norm=float(norm), tokens=done.tokens, seconds=round(done.seconds, 3),
-            validation_log_loss=validation).to_json())
+        append_jsonl(
+            job.metrics,
+            StepRecord(
+                step=done.step,
+                epoch=round(done.step / job.plan.steps_per_epoch, 4),
+                loss=done.loss_sum / done.loss_weight,
+                learning_rate=job.settings.learning_rate * schedule_factor(done.step, job.plan, job.settings.schedule),
+                grad_norm=float(norm),
+                tokens=done.tokens,
+                seconds=round(done.seconds, 3),
+                validation_log_loss=validation,
+            ).to_json(),
+        )
         done.loss_sum = done.loss_weight = 0.0
     best_now = job.settings.select == "best" and done.best_step == done.step
     if done.step % job.settings.save_every == 0 or best_now:

@@ -38,8 +38,10 @@ def make_optimizer(model: VerdictModel, train: TrainConfig, token_learning_rate:
             rate = token_learning_rate if own else train.learning_rate
             decay = 0.0 if own or parameter.ndim < 2 else train.weight_decay
             groups.setdefault((rate, decay), []).append(parameter)
-    found = [{"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
-             for (rate, decay), parameters in groups.items()]
+    found = [
+        {"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
     return torch.optim.AdamW(found, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon)
 
 

@@ -17,7 +17,7 @@ from luthier.models.features import FeatureStore
 from luthier.recipe import Recipe
 from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.devices import Devices
-from luthier.stages import build_model
+from luthier.stages.prepare import build_model
 from luthier.train.loop import Job, train
 from luthier.train.optim import make_optimizer
 from luthier.train.plan import make_plan
@@ -32,8 +32,18 @@ def recipe(**train_settings) -> Recipe:
     found.model.lora.dropout = 0.2
     found.model.lora.r = 4
     found.model.learned_tokens.soft_prompt = 2
-    found.train = replace(found.train, epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2, log_every=3,
-                          save_every=1, warmup_ratio=0.1, keep_checkpoints=100, **train_settings)
+    found.train = replace(
+        found.train,
+        epochs=2,
+        batch_size=4,
+        micro_batch_size=2,
+        learning_rate=1e-2,
+        log_every=3,
+        save_every=1,
+        warmup_ratio=0.1,
+        keep_checkpoints=100,
+        **train_settings,
+    )
     return found
 
 
@@ -42,7 +52,9 @@ def waveform(reference: str) -> np.ndarray:
     number = int(reference.rpartition("-")[2])
     time = np.arange(16_000 * (1 + number % 3) // 2) / 16_000
     rng = np.random.default_rng(number)
-    return (0.3 * np.sin(2 * np.pi * (200 + 90 * number) * time) + 0.01 * rng.standard_normal(len(time))).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * (200 + 90 * number) * time) + 0.01 * rng.standard_normal(len(time))).astype(
+        np.float32
+    )
 
 
 def make_job(folder: Path, made: Recipe, rows: int = 24, poison: int | None = None) -> Job:
@@ -59,18 +71,46 @@ def make_job(folder: Path, made: Recipe, rows: int = 24, poison: int | None = No
         ids, at = encoder.prompt_ids(f"Question {i % 5}?", lengths[reference])
         grade = GRADES[i % len(GRADES)]
         target = float("nan") if i == poison else {3.5: 0.5}.get(grade, float(grade >= 4))
-        examples.append(Example(f"row-{i}", "s", f"g{i % 6}", ids, reference, at, lengths[reference], grade, target,
-                                round((grade - 1) * 2)))
+        examples.append(
+            Example(
+                f"row-{i}",
+                "s",
+                f"g{i % 6}",
+                ids,
+                reference,
+                at,
+                lengths[reference],
+                grade,
+                target,
+                round((grade - 1) * 2),
+            )
+        )
     counts = Counter(e.level for e in examples)
     model.initialise_head([counts[k] for k in range(9)])
     plan = make_plan(rows, made.train)
     mark = 4.0 if made.task.ranking_weight else None
-    micros = plan_micros(examples, batch_size=made.train.batch_size, micro_batch_size=made.train.micro_batch_size,
-                         epochs=plan.epochs, seed=made.seed, pass_mark=mark)
-    return Job(model=model, optimizer=make_optimizer(model, made.train, 1e-2), plan=plan, settings=made.train,
-               seed=made.seed, micros=micros, examples=examples, store=store, pad_id=base.tokenizer.pad_token_id,
-               devices=Devices("float32"), checkpoints=Checkpoints(folder / "checkpoints", made.model.base, 100),
-               metrics=folder / "metrics.jsonl")
+    micros = plan_micros(
+        examples,
+        batch_size=made.train.batch_size,
+        micro_batch_size=made.train.micro_batch_size,
+        epochs=plan.epochs,
+        seed=made.seed,
+        pass_mark=mark,
+    )
+    return Job(
+        model=model,
+        optimizer=make_optimizer(model, made.train, 1e-2),
+        plan=plan,
+        settings=made.train,
+        seed=made.seed,
+        micros=micros,
+        examples=examples,
+        store=store,
+        pad_id=base.tokenizer.pad_token_id,
+        devices=Devices("float32"),
+        checkpoints=Checkpoints(folder / "checkpoints", made.model.base, 100),
+        metrics=folder / "metrics.jsonl",
+    )
 
 
 def outcome(job: Job) -> dict:

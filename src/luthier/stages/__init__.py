@@ -1,0 +1,1 @@
+"""One stage from rows to scores. This is where training and evaluation meet; neither imports the other."""

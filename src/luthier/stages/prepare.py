@@ -1,0 +1,144 @@
+"""A stage's model and rows, ready to train or judge; everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from luthier.assess.targets import TargetMethod, make_target
+from luthier.data.media import load_audio
+from luthier.data.split import check_groups, check_media, validation_split
+from luthier.data.table import Table, TableRow
+from luthier.errors import DataError
+from luthier.evaluate.verdicts import Judge
+from luthier.models import adapters, package
+from luthier.models.encode import Example, PromptEncoder, encode_rows
+from luthier.models.features import FeatureStore
+from luthier.models.load import Base, load_base
+from luthier.models.tokens import add_learned_tokens, answer_ids, initialise_learned_tokens
+from luthier.models.verdict import VerdictModel, level_count
+from luthier.recipe import Recipe
+from luthier.rundir import RunDir, StageDir
+from luthier.runtime.checkpoints import load_model
+from luthier.runtime.devices import Devices
+from luthier.schema import Row
+
+
+@dataclass
+class Prepared:
+    """A stage's model and rows, ready to train or judge."""
+
+    base: Base
+    model: VerdictModel
+    judge: Judge
+    examples: dict[str, list[Example]]
+    """By role: train, validation, test."""
+    dropped: Counter[str]
+    method: TargetMethod
+    about: package.Package
+    audio_token_id: int
+    truth: dict[str, dict[str, float]]
+    """Numeric columns carried along, by row id: simulated answers bring their true probabilities."""
+
+
+def prepare(run: RunDir, name: str, recipe: Recipe, table: Table) -> Prepared:
+    """Load, encode and check everything of a stage."""
+    rows = _split_rows(recipe, table)
+    seed = recipe.seed + sum(name.encode())
+    base, model, about, fresh_tokens = build_model(recipe, seed)
+    devices = Devices(recipe.model.dtype)
+    devices.place(model)
+    method = make_target(recipe.task.target, recipe.task.scale)
+    store = FeatureStore(
+        run.features,
+        base.family,
+        base.extractor,
+        functools.partial(_waveform, table=table, limits=recipe.data.limits),
+        base.model,
+        frozen=adapters.sound_is_frozen(recipe.model),
+    )
+    lengths = store.prepare(media for found in rows.values() for row in found for media in row.media)
+    audio = base.family.audio_token_id(base.model)
+    encoder = PromptEncoder(
+        base.tokenizer, audio, recipe.task.instruction, recipe.model.learned_tokens, recipe.model.max_tokens
+    )
+    examples, dropped = {}, Counter[str]()
+    for role, found in rows.items():
+        examples[role], lost = encode_rows(found, encoder, lengths, functools.partial(_label, method, recipe))
+        dropped.update(lost)
+        if not examples[role] and role != "validation":
+            raise DataError(
+                f"stage {name}: no {role} rows are left after encoding ({dict(dropped)})",
+                "raise model.max_tokens, or look at the prompts",
+            )
+    levels = Counter(example.level for example in examples["train"])
+    model.initialise_head([levels[k] for k in range(level_count(recipe.task.scale))])
+    if recipe.start_from:
+        _start_from(run.stage(recipe.start_from), recipe, model, base, about, fresh_tokens)
+    judge = Judge(model, store, devices, base.tokenizer.pad_token_id, recipe.evaluate.batch_size)
+    truth = {item.row.id: item.aux for item in table.select(recipe.data.test, "test")}
+    return Prepared(base, model, judge, examples, dropped, method, about, audio, truth)
+
+
+def build_model(recipe: Recipe, seed: int) -> tuple[Base, VerdictModel, package.Package, torch.Tensor]:
+    """Base, read-out and learned tokens as the recipe says, not yet trained. The last value is new tokens' rows."""
+    base = load_base(recipe.model)
+    digest = package.base_digest(base)
+    answers = answer_ids(base.tokenizer, recipe.task.answers)
+    tokens = add_learned_tokens(base.tokenizer, base.model, recipe.model.learned_tokens)
+    initialise_learned_tokens(base.tokenizer, base.model, tokens, seed)
+    rows = base.model.get_input_embeddings().weight[sorted(tokens.values())].detach().clone()
+    tuned = adapters.attach(base, recipe.model, tokens, seed)
+    if recipe.train.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VerdictModel(tuned, base.family, recipe.task, answers)
+    return base, model, package.describe(base, recipe, answers, tokens, digest), rows
+
+
+def _start_from(
+    earlier: StageDir,
+    recipe: Recipe,
+    model: VerdictModel,
+    base: Base,
+    about: package.Package,
+    fresh_tokens: torch.Tensor,
+) -> None:
+    before = package.Package.read(earlier.adapter)
+    package.check(before, about.base_sha256, about.learned_tokens, earlier.adapter)
+    load_model(model, earlier.adapter)
+    if recipe.learned_tokens == "new":
+        adapters.reset_tokens(model.language_model, base, about.learned_tokens, fresh_tokens)
+
+
+def _waveform(reference: str, *, table: Table, limits: Any) -> Any:
+    return load_audio(table.media_bytes(reference), limits)
+
+
+def _label(method: TargetMethod, recipe: Recipe, row: Row) -> tuple[float, int]:
+    scale, grade = recipe.task.scale, float(row.target.grade or 0.0)
+    place = (grade - scale.minimum) / scale.step
+    if recipe.task.readout == "ordinal" and abs(place - round(place)) > 1e-6:
+        raise DataError(
+            f"row {row.id}: grade {grade:g} is between the steps of the scale ({scale.step:g})",
+            "set task.scale.step, or choose task.readout tokens or head",
+        )
+    return method(grade, row.target.raters), round(place)
+
+
+def _split_rows(recipe: Recipe, table: Table) -> dict[str, list[Row]]:
+    train_rows: list[TableRow] = table.select(recipe.data.train, "train")
+    test_rows: list[TableRow] = table.select(recipe.data.test, "test")
+    check_groups(train_rows, test_rows)
+    check_media(train_rows, test_rows)
+    kept, validation = validation_split(train_rows, recipe.data.validation_fraction, recipe.seed)
+    return {
+        "train": [r.row for r in kept],
+        "validation": [r.row for r in validation],
+        "test": [r.row for r in test_rows],
+    }
