@@ -76,6 +76,7 @@ def test_each_error_is_an_exit_code_and_a_message_with_its_mend(
     assert err.startswith("luthier: ")
     assert "Traceback" not in err
     mends = {RecipeError: "did you mean epochs?", MissingExtra: "mend: pip install 'luthier[export]'"}
+    mends[errors.MediaError] = "mend: give a recording"
     assert mends.get(error, "mend: put it right") in err
     monkeypatch.setenv("LUTHIER_DEBUG", "1")
     with pytest.raises(error):

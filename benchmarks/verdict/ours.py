@@ -68,8 +68,14 @@ class Recordings:
         for name, path in paths.items():
             rows[name] = []
             for origin, record in read_source(Source(name=name, path=str(path)), settings.data.columns):
-                found = graded_row(record, settings.data.columns, settings.task.scale, settings.data.limits,
-                                   Provenance(name, origin), name)
+                found = graded_row(
+                    record,
+                    settings.data.columns,
+                    settings.task.scale,
+                    settings.data.limits,
+                    Provenance(name, origin),
+                    name,
+                )
                 if not isinstance(found, Drop):
                     rows[name].append(found.row)
                     audio[found.row.media[0]] = found.media
@@ -99,17 +105,34 @@ class Ours:
         return cls(settings, base, model, devices, recordings, features)
 
     def store(self, *, frozen: bool) -> FeatureStore:
-        return FeatureStore(self.features, self.base.family, self.base.extractor,
-                            self.recordings.waveform, self.base.model, frozen=frozen)
+        return FeatureStore(
+            self.features,
+            self.base.family,
+            self.base.extractor,
+            self.recordings.waveform,
+            self.base.model,
+            frozen=frozen,
+        )
 
     def examples(self, rows: Sequence[Row], lengths: dict[str, int]) -> list[Example]:
         """Every row encoded, in order. Raises ValueError if one is dropped: both sides must see the same rows."""
-        encoder = PromptEncoder(self.base.tokenizer, self.base.family.audio_token_id(self.base.model),
-                                self.settings.task.instruction, self.settings.model.learned_tokens,
-                                self.settings.model.max_tokens)
+        encoder = PromptEncoder(
+            self.base.tokenizer,
+            self.base.family.audio_token_id(self.base.model),
+            self.settings.task.instruction,
+            self.settings.model.learned_tokens,
+            self.settings.model.max_tokens,
+        )
         method, scale = make_target(self.settings.task.target, self.settings.task.scale), self.settings.task.scale
-        found, dropped = encode_rows(rows, encoder, lengths, lambda row: (
-            method(row.target.grade or 0.0, ()), round(((row.target.grade or 0.0) - scale.minimum) / scale.step)))
+        found, dropped = encode_rows(
+            rows,
+            encoder,
+            lengths,
+            lambda row: (
+                method(row.target.grade or 0.0, ()),
+                round(((row.target.grade or 0.0) - scale.minimum) / scale.step),
+            ),
+        )
         if dropped:
             raise ValueError(f"rows were dropped at encoding: {dict(dropped)}")
         return found
@@ -120,8 +143,13 @@ class Ours:
 
     def micros(self, examples: Sequence[Example]) -> list[Micro]:
         plan = make_plan(len(examples), self.settings.train)
-        return plan_micros(examples, batch_size=self.settings.train.batch_size, epochs=plan.epochs,
-                           micro_batch_size=self.settings.train.micro_batch_size, seed=self.settings.seed)
+        return plan_micros(
+            examples,
+            batch_size=self.settings.train.batch_size,
+            epochs=plan.epochs,
+            micro_batch_size=self.settings.train.micro_batch_size,
+            seed=self.settings.seed,
+        )
 
     def tune(self, rows: Sequence[Row], work: Path, examples: list[Example] | None = None) -> tuple[float, float]:
         """Tune in place. Returns (seconds in all, of which seconds for features and encoding of rows).
@@ -135,13 +163,27 @@ class Ours:
         begin = time.perf_counter()
         store, examples = self._ready(rows, examples)
         prepared = time.perf_counter() - begin
-        train(Job(self.model, optimizer, plan, settings, self.settings.seed, self.micros(examples), examples, store,
-                  self.base.tokenizer.pad_token_id, self.devices,
-                  Checkpoints(work / "checkpoints", self.settings.model.base), work / "metrics.jsonl"))
+        train(
+            Job(
+                self.model,
+                optimizer,
+                plan,
+                settings,
+                self.settings.seed,
+                self.micros(examples),
+                examples,
+                store,
+                self.base.tokenizer.pad_token_id,
+                self.devices,
+                Checkpoints(work / "checkpoints", self.settings.model.base),
+                work / "metrics.jsonl",
+            )
+        )
         return time.perf_counter() - begin, prepared
 
-    def judge(self, rows: Sequence[Row], batch_size: int,
-              examples: list[Example] | None = None) -> tuple[np.ndarray, float]:
+    def judge(
+        self, rows: Sequence[Row], batch_size: int, examples: list[Example] | None = None
+    ) -> tuple[np.ndarray, float]:
         """(P(pass) in the order of the rows, seconds); what is missing is made within the time, as in `tune`."""
         begin = time.perf_counter()
         store, examples = self._ready(rows, examples)
@@ -170,8 +212,10 @@ class Ours:
         for example in examples:
             mel = mels.load(example.media)[None].to(self.devices.device)
             plain = self.model.language_model(
-                input_ids=torch.tensor([example.ids], device=self.devices.device), audio_input_features=mel,
-                audio_embed_sizes=torch.tensor([example.sound_length])).logits[0, -1]
+                input_ids=torch.tensor([example.ids], device=self.devices.device),
+                audio_input_features=mel,
+                audio_embed_sizes=torch.tensor([example.sound_length]),
+            ).logits[0, -1]
             for frozen in {False, adapters.sound_is_frozen(self.settings.model)}:
                 batch = collate([example], self.store(frozen=frozen), self.base.tokenizer.pad_token_id)
                 _, logits = self.model(batch.to(self.devices.device))

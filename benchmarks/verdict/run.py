@@ -69,10 +69,18 @@ def main() -> int:
                 sides = [_ours, _theirs] if repeat % 2 else [_theirs, _ours]
                 for side in sides:
                     side(bench, tuning, ready)
-    result = {"machine": {"processors": os.cpu_count(), "threads": options.threads, "platform": platform.machine(),
-                          "torch": torch.__version__, "transformers": transformers.__version__},
-              "rows": {"train": len(bench.train), "test": len(bench.test), "epochs": EPOCHS},
-              "repeats": options.repeats, "figures": bench.found}
+    result = {
+        "machine": {
+            "processors": os.cpu_count(),
+            "threads": options.threads,
+            "platform": platform.machine(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "rows": {"train": len(bench.train), "test": len(bench.test), "epochs": EPOCHS},
+        "repeats": options.repeats,
+        "figures": bench.found,
+    }
     options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(_table(bench))
     print(f"written: {options.out}")
@@ -98,8 +106,12 @@ def _prepare(count: int, work: Path) -> Bench:
     train = ours.seeded_draw(recordings.rows["1764-train"], count, SEED)
     test = recordings.rows["1764-test"]
     taken, speakers = {row.id for row in train}, {row.group for row in test}
-    others = [row for name in ("1764-train", "1964-train") for row in recordings.rows[name]
-              if row.id not in taken and row.group not in speakers]
+    others = [
+        row
+        for name in ("1764-train", "1964-train")
+        for row in recordings.rows[name]
+        if row.id not in taken and row.group not in speakers
+    ]
     bench = Bench(recordings, train, test, settings.model.base, work)
     model, script = _their_model(bench, "full")
     order = [row for epoch in range(BASE_EPOCHS) for row in ours.seeded_draw(others, len(others), SEED + epoch)]
@@ -128,13 +140,28 @@ def _their_model(bench: Bench, tuning: str) -> tuple[Any, Any]:
     base = load_base(settings.model)
     lora = settings.model.lora
     torch.manual_seed(SEED)
-    model = adapters.attach(base, settings.model, {}, SEED) if tuning == "full" else get_peft_model(
-        base.model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
-                               target_modules=base.family.decoder_pattern))
+    model = (
+        adapters.attach(base, settings.model, {}, SEED)
+        if tuning == "full"
+        else get_peft_model(
+            base.model,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                task_type="CAUSAL_LM",
+                target_modules=base.family.decoder_pattern,
+            ),
+        )
+    )
     script = users_manner.Script(
-        base.tokenizer, base.extractor, lambda data: ours.load_audio(data, bench.recordings.limits),
-        base.family.audio_token_id(base.model), base.tokenizer.convert_tokens_to_ids("<|end|>"),
-        settings.task.instruction)
+        base.tokenizer,
+        base.extractor,
+        lambda data: ours.load_audio(data, bench.recordings.limits),
+        base.family.audio_token_id(base.model),
+        base.tokenizer.convert_tokens_to_ids("<|end|>"),
+        settings.task.instruction,
+    )
     return model, script
 
 
@@ -150,8 +177,9 @@ def _settings(rate: float) -> Any:
     import users_manner
 
     train = ours.recipe("", "full", EPOCHS, rate, SEED).train
-    return users_manner.Settings(train.batch_size, rate, train.warmup_ratio, train.weight_decay, train.adam_beta2,
-                                 train.adam_epsilon, SEED)
+    return users_manner.Settings(
+        train.batch_size, rate, train.warmup_ratio, train.weight_decay, train.adam_beta2, train.adam_epsilon, SEED
+    )
 
 
 def _ours(bench: Bench, tuning: str, ready: bool) -> None:
@@ -220,9 +248,18 @@ def _table(bench: Bench) -> str:
             mine, theirs = bench.found[f"{name} {what} ours"], bench.found[f"{name} {what} theirs"]
             ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
             aurocs = [f"{statistics.median(bench.found[f'{name} auroc {side}']):.3f}" for side in ("ours", "theirs")]
-            rows.append([tuning, "log-mel ready" if ready else "from files", what, f"{statistics.median(theirs):.0f}",
-                         f"{statistics.median(mine):.0f}", f"{statistics.median(ratios):.2f}x",
-                         f"{min(ratios):.2f}-{max(ratios):.2f}", *aurocs])
+            rows.append(
+                [
+                    tuning,
+                    "log-mel ready" if ready else "from files",
+                    what,
+                    f"{statistics.median(theirs):.0f}",
+                    f"{statistics.median(mine):.0f}",
+                    f"{statistics.median(ratios):.2f}x",
+                    f"{min(ratios):.2f}-{max(ratios):.2f}",
+                    *aurocs,
+                ]
+            )
     worst = max(value for key, found in bench.found.items() if key.endswith("logit difference") for value in found)
     header = ["tuned", "starts", "what", "theirs/s", "ours/s", "ratio", "spread", "AUROC ours", "theirs"]
     return f"{table(header, rows)}\nlargest logit difference to transformers' own forward: {worst:.1e}"

@@ -20,8 +20,17 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-ANSWERS = {1.0: "0,0.99", 1.5: "0,0.80", 2.0: "0,0.80", 2.5: "0,0.70", 3.0: "0,0.70", 3.5: "0,0.50",
-           4.0: "1,0.65", 4.5: "1,0.75", 5.0: "1,0.95"}
+ANSWERS = {
+    1.0: "0,0.99",
+    1.5: "0,0.80",
+    2.0: "0,0.80",
+    2.5: "0,0.70",
+    3.0: "0,0.70",
+    3.5: "0,0.50",
+    4.0: "1,0.65",
+    4.5: "1,0.75",
+    5.0: "1,0.95",
+}
 """The users' table: grade -> what is written as the answer."""
 PATTERN = re.compile(r"(\d+),(\d+\.\d+)")
 NEW_TOKENS = 7
@@ -67,14 +76,20 @@ class Script:
         sound_tokens = int(sound["audio_embed_sizes"][0])
         audio = self.tokenizer.convert_ids_to_tokens(self.audio_token_id)
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"{self.instruction}\n{clip.question}\n{audio}"}], tokenize=False,
-            add_generation_prompt=True)
+            [{"role": "user", "content": f"{self.instruction}\n{clip.question}\n{audio}"}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         at = ids.index(self.audio_token_id)
-        ids = [*ids[:at], *[self.audio_token_id] * sound_tokens, *ids[at + 1:]]
+        ids = [*ids[:at], *[self.audio_token_id] * sound_tokens, *ids[at + 1 :]]
         answer = [*self.tokenizer.encode(ANSWERS[clip.grade], add_special_tokens=False), self.end_token_id]
-        return {"prompt": ids, "answer": answer, "mel": sound["audio_input_features"][0].float(),
-                "sound_tokens": sound_tokens}
+        return {
+            "prompt": ids,
+            "answer": answer,
+            "mel": sound["audio_input_features"][0].float(),
+            "sound_tokens": sound_tokens,
+        }
 
     def training_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Padded on the right; only the answer carries labels."""
@@ -85,7 +100,7 @@ class Script:
         mask = torch.zeros((len(rows), longest), dtype=torch.long)
         for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
             ids[i, : len(sequence)] = torch.tensor(sequence)
-            labels[i, len(row["prompt"]): len(sequence)] = torch.tensor(row["answer"])
+            labels[i, len(row["prompt"]) : len(sequence)] = torch.tensor(row["answer"])
             mask[i, : len(sequence)] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, **_sound(rows)}
 
@@ -95,8 +110,8 @@ class Script:
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
         mask = torch.zeros((len(rows), longest), dtype=torch.long)
         for i, row in enumerate(rows):
-            ids[i, longest - len(row["prompt"]):] = torch.tensor(row["prompt"])
-            mask[i, longest - len(row["prompt"]):] = 1
+            ids[i, longest - len(row["prompt"]) :] = torch.tensor(row["prompt"])
+            mask[i, longest - len(row["prompt"]) :] = 1
         return {"input_ids": ids, "attention_mask": mask, **_sound(rows)}
 
 
@@ -124,11 +139,25 @@ def tune(model: Any, rows: Recordings, settings: Settings, folder: str) -> float
     Returns the seconds of `Trainer.train` alone.
     """
     arguments = TrainingArguments(
-        output_dir=folder, per_device_train_batch_size=settings.batch_size, num_train_epochs=1,
-        learning_rate=settings.learning_rate, lr_scheduler_type="linear", warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay, adam_beta1=0.9, adam_beta2=settings.beta2, adam_epsilon=settings.epsilon,
-        max_grad_norm=1.0, seed=settings.seed, logging_steps=10, save_strategy="no", report_to=[],
-        remove_unused_columns=False, dataloader_pin_memory=False, train_sampling_strategy="sequential")
+        output_dir=folder,
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=settings.beta2,
+        adam_epsilon=settings.epsilon,
+        max_grad_norm=1.0,
+        seed=settings.seed,
+        logging_steps=10,
+        save_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        train_sampling_strategy="sequential",
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=rows.script.training_batch)
     begin = time.perf_counter()
     trainer.train()
@@ -147,11 +176,16 @@ def verdicts(model: Any, rows: Recordings, batch_size: int) -> tuple[list[float 
     order = sorted(range(len(rows)), key=lambda i: len(rows.clips[i].audio))
     found: list[float | None] = [None] * len(rows)
     for start in range(0, len(order), batch_size):
-        part = order[start:start + batch_size]
+        part = order[start : start + batch_size]
         batch = {name: value.to(model.device) for name, value in script.prompt_batch([rows[i] for i in part]).items()}
-        ids = model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=script.end_token_id,
-                             pad_token_id=script.tokenizer.pad_token_id)
-        texts = script.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)
+        ids = model.generate(
+            **batch,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=script.end_token_id,
+            pad_token_id=script.tokenizer.pad_token_id,
+        )
+        texts = script.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(part, texts, strict=True):
             found[i] = _probability(text)
     return found, time.perf_counter() - begin
@@ -162,8 +196,11 @@ def _sound(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     frames = [len(row["mel"]) for row in rows]
     mel = torch.nn.utils.rnn.pad_sequence([row["mel"] for row in rows], batch_first=True)
     mask = torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
-    return {"audio_input_features": mel, "audio_attention_mask": mask,
-            "audio_embed_sizes": torch.tensor([row["sound_tokens"] for row in rows])}
+    return {
+        "audio_input_features": mel,
+        "audio_attention_mask": mask,
+        "audio_embed_sizes": torch.tensor([row["sound_tokens"] for row in rows]),
+    }
 
 
 def _probability(text: str) -> float | None:

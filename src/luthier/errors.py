@@ -55,6 +55,15 @@ class DataError(RequestError):
     """Rows that cannot be worked with."""
 
 
+class MediaError(DataError):
+    """A recording that cannot be used: `reason` is one word of `luthier.data.media.REASONS`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}", "give a recording of a common format that has sound in it")
+        self.reason = reason
+        self.detail = detail
+
+
 class ExistsError(RequestError):
     """An output that exists already; nothing that exists is ever overwritten."""
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.assess.calibration import calibrate
-from luthier.data.media import MediaError, load_audio
-from luthier.errors import RequestError
+from luthier.data.media import load_audio
+from luthier.errors import MediaError, RequestError
 from luthier.evaluate.verdicts import Judge
 from luthier.files import sha256_bytes
 from luthier.models import package

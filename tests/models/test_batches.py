@@ -105,11 +105,11 @@ def test_collate_pads_on_the_right_and_groups_sound_by_length(bench):
     one = bench()
     batch, examples = one.batch(), one.examples
     longest = max(len(e.ids) for e in examples)
-    assert batch.input_ids_BL.shape == batch.attention_mask_BL.shape == (len(examples), longest)
+    assert batch.input_ids_BL.shape == (len(examples), longest)
     for i, e in enumerate(examples):
         assert tuple(batch.input_ids_BL[i, : len(e.ids)].tolist()) == e.ids
         assert set(batch.input_ids_BL[i, len(e.ids) :].tolist()) <= {one.base.tokenizer.pad_token_id}
-        assert batch.attention_mask_BL[i].tolist() == [1] * len(e.ids) + [0] * (longest - len(e.ids))
+        assert batch.readout_B[i] == len(e.ids) - 1
         assert batch.readout_B[i] == len(e.ids) - 1
     assert batch.tokens == sum(len(e.ids) for e in examples)
     assert sorted(int(r) for g in batch.sound for r in g.rows_G) == list(range(len(examples)))
@@ -137,7 +137,7 @@ def test_workers_do_not_change_a_batch(bench):
     assert [b.ids for b in alone] == [["row0", "row3", "row5"], ["row1"], ["row7", "row6", "row2", "row4"]]
     for a, b in zip(alone, helped, strict=True):
         assert (a.ids, a.pairs) == (b.ids, b.pairs)
-        for name in ("input_ids_BL", "attention_mask_BL", "readout_B", "sound_at_B", "target_B", "level_B"):
+        for name in ("input_ids_BL", "readout_B", "sound_at_B", "target_B", "level_B"):
             assert torch.equal(getattr(a, name), getattr(b, name))
         assert all(
             torch.equal(x.values, y.values) and torch.equal(x.rows_G, y.rows_G)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data import media
 from luthier.data.readers import ERROR, column_for
+from luthier.errors import MediaError
 from luthier.schema import Drop, Message, Part, Provenance, Row, Target, content_id
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def graded_row(
         aux = {name: value for name in columns.keep if (value := _number(record, name, None)) is not None}
         data = _bytes(record, columns.audio)
         seconds = len(media.load_audio(data, limits)) / media.RATE
-    except (_Unusable, media.MediaError) as problem:
+    except (_Unusable, MediaError) as problem:
         return Drop(where.source, where.origin, problem.reason, problem.detail)
     sound = f"sha256:{hashlib.sha256(data).hexdigest()}"
     messages = (Message("user", (Part("text", text=prompt), Part("audio", media=sound))),)

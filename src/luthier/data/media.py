@@ -17,7 +17,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from luthier.errors import DataError
+from luthier.errors import MediaError
 
 if TYPE_CHECKING:
     from luthier.recipe import Limits
@@ -30,15 +30,6 @@ REASONS = ("unreadable_audio", "empty_audio", "silent_audio", "too_short", "too_
 # FFmpeg is given these demuxers alone: left to guess, it would follow a playlist to other files and hosts.
 _FFMPEG_FORMAT = {".m4a": "mp4", ".webm": "matroska", ".aac": "aac", ".amr": "amr", ".mp3": "mp3"}
 _STREAMED = 0x7FFF_0000  # a writer that could not seek back leaves a size near 2^31 or 2^32
-
-
-class MediaError(DataError):
-    """A recording that cannot be used: `reason` is one word of `REASONS`, `detail` is for a person."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        self.detail = detail
-        super().__init__(f"{reason}: {detail}")
 
 
 def audio_suffix(data: bytes) -> str:

@@ -44,7 +44,6 @@ class Batch:
 
     ids: list[str]
     input_ids_BL: torch.Tensor
-    attention_mask_BL: torch.Tensor
     readout_B: torch.Tensor
     sound_at_B: torch.Tensor
     sound: list[SoundGroup]
@@ -62,7 +61,6 @@ class Batch:
         return Batch(
             self.ids,
             self.input_ids_BL.to(device),
-            self.attention_mask_BL.to(device),
             self.readout_B.to(device),
             self.sound_at_B.to(device),
             groups,
@@ -138,11 +136,9 @@ def collate(
     """Pad on the right, and group sound by length. `sounds` puts other recordings of equal length in their place."""
     longest = max(len(example.ids) for example in examples)
     input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(examples), longest), dtype=torch.long)
     groups: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         input_ids[i, : len(example.ids)] = torch.tensor(example.ids)
-        mask[i, : len(example.ids)] = 1
         groups.setdefault(example.sound_length, []).append(i)
     media = sounds or [example.media for example in examples]
     sound = [
@@ -152,7 +148,6 @@ def collate(
     return Batch(
         [e.id for e in examples],
         input_ids,
-        mask,
         torch.tensor([len(e.ids) - 1 for e in examples]),
         torch.tensor([e.sound_at for e in examples]),
         sound,

@@ -106,9 +106,8 @@ class VerdictModel(nn.Module):
             places = batch.sound_at_B[group.rows_G][:, None] + torch.arange(values.shape[1], device=embeds.device)
             embeds = embeds.index_put((group.rows_G[:, None].expand_as(places), places), values.to(embeds.dtype))
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
-        hidden = model.model(
-            inputs_embeds=embeds, attention_mask=batch.attention_mask_BL, position_ids=positions, use_cache=False
-        ).last_hidden_state
+        # Padding is on the right and attention is causal: no token sees it, and no mask is needed.
+        hidden = model.model(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         state: torch.Tensor = hidden[rows, batch.readout_B]
         return state
