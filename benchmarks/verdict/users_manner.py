@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ ANSWERS = {
 }
 """The users' table: grade -> what is written as the answer."""
 PATTERN = re.compile(r"(\d+),(\d+\.\d+)")
+WORKERS = 2
+"""Processes (training) or threads (scoring) that decode and make log-mel; ours has as many threads."""
 NEW_TOKENS = 7
 """`1,0.75` and the end of the turn, one token a character."""
 
@@ -156,6 +159,7 @@ def tune(model: Any, rows: Recordings, settings: Settings, folder: str) -> float
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        dataloader_num_workers=0 if rows.ready else WORKERS,
         train_sampling_strategy="sequential",
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=rows.script.training_batch)
@@ -177,7 +181,9 @@ def verdicts(model: Any, rows: Recordings, batch_size: int) -> tuple[list[float 
     found: list[float | None] = [None] * len(rows)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = {name: value.to(model.device) for name, value in script.prompt_batch([rows[i] for i in part]).items()}
+        with ThreadPoolExecutor(WORKERS) as pool:
+            read = list(pool.map(rows.__getitem__, part))
+        batch = {name: value.to(model.device) for name, value in script.prompt_batch(read).items()}
         ids = model.generate(
             **batch,
             max_new_tokens=NEW_TOKENS,
