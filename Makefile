@@ -6,8 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: quickstart test test-all check bench bench-verdict lock clean
 
 quickstart: .venv/ready
-	rm -rf quickstart-run
-	$(BIN)/luthier quickstart --out quickstart-run
+	$(BIN)/luthier quickstart
 
 test: .venv/ready
 	$(BIN)/pytest
@@ -39,4 +38,4 @@ lock:
 	touch .venv/ready
 
 clean:
-	rm -rf .venv quickstart-run build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv quickstart-run* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

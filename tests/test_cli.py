@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier import cli, errors, verbs
-from luthier.errors import LuthierError, MissingExtra, RecipeError
+from luthier.errors import LuthierError, RecipeError
 
 ROOT = Path(__file__).parents[1]
 VERBS = ["quickstart", "new", "check", "rehearse", "run", "predict", "score", "doctor", "report"]
@@ -32,7 +32,7 @@ def every(cls: type[LuthierError]) -> list[type[LuthierError]]:
 def made(cls: type[LuthierError]) -> LuthierError:
     if cls is RecipeError:
         return RecipeError("r.yaml", ["train.epohcs: unknown key (did you mean epochs?)", "seed: 'x' is no number"])
-    return MissingExtra("gguf", "export", "this") if cls is MissingExtra else cls("r.yaml: wrong", "put it right")
+    return cls("r.yaml: wrong", "put it right")
 
 
 def test_every_verb_of_the_parser_is_tested_here() -> None:
@@ -75,7 +75,7 @@ def test_each_error_is_an_exit_code_and_a_message_with_its_mend(
     assert out == ""
     assert err.startswith("luthier: ")
     assert "Traceback" not in err
-    mends = {RecipeError: "did you mean epochs?", MissingExtra: "mend: pip install 'luthier[export]'"}
+    mends = {RecipeError: "did you mean epochs?"}
     mends[errors.MediaError] = "mend: give a recording"
     assert mends.get(error, "mend: put it right") in err
     monkeypatch.setenv("LUTHIER_DEBUG", "1")

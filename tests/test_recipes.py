@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from luthier import verbs
-from luthier.errors import ExistsError, RequestError
-from luthier.quickstart import shipped_recipes
+from luthier.errors import ExistsError, RecipeError, RequestError
+from luthier.quickstart import free_folder, shipped_recipes
 from luthier.recipefile import load_recipe, stage_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +55,19 @@ def test_the_speaking_recipe_keeps_the_contracts_names() -> None:
     assert stages["1964"].start_from == "1764"
     assert stages["1964"].data.train == ["form-1964-train"]
     assert not any(stage.publish.push for stage in stages.values())
+
+
+def test_what_does_not_run_yet_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    overrides = ["publish.push=true", "track.trackers=[wandb]", "task.kind=chat"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(ROOT / "recipes" / "speaking.yaml", overrides)
+    text = str(caught.value)
+    assert all(key in text for key in ("publish.push", "track.trackers", "task.kind"))
+
+
+def test_the_quickstart_never_takes_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert free_folder("q") == Path("q")
+    Path("q").mkdir()
+    Path("q-2").touch()
+    assert free_folder("q") == Path("q-3")

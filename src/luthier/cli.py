@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "synthetic answers, a toy model, two stages, a report",
         "luthier quickstart --out my-first-run",
     )
-    verb.add_argument("--out", type=Path, default=Path("quickstart-run"), help="a new folder (default: quickstart-run)")
+    verb.add_argument("--out", type=Path, help="a new folder (default: quickstart-run, or the next free number)")
     verb = _verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
     verb.add_argument("kind", help="speaking or quickstart")
     verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")

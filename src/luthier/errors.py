@@ -5,8 +5,8 @@ LuthierError                 exit 1   the work failed
 │   ├── RecipeError                   one or more keys of a recipe; all of them at once
 │   ├── SourceError                   a source that cannot be reached or read
 │   ├── DataError                     rows that cannot be worked with (none left, leaking groups)
-│   ├── ExistsError                   an output that exists and would be overwritten
-│   └── MissingExtra                  an optional library that is not installed
+│   │   └── MediaError                one recording that cannot be used, and the word for why
+│   └── ExistsError                   an output that exists and would be overwritten
 ├── NonFiniteLoss            exit 1   NaN or infinity before an optimizer step
 ├── CheckpointError          exit 1   no checkpoint that can be trusted
 ├── DiskError                exit 1   a write that did not happen (full disk, permissions)
@@ -66,13 +66,6 @@ class MediaError(DataError):
 
 class ExistsError(RequestError):
     """An output that exists already; nothing that exists is ever overwritten."""
-
-
-class MissingExtra(RequestError):
-    """An optional library that is not installed."""
-
-    def __init__(self, library: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {library}, which is not installed", f"pip install 'luthier[{extra}]'")
 
 
 class NonFiniteLoss(LuthierError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib import resources
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def lay_out(out: Path) -> Path:
     text = shipped_recipes()["quickstart"].replace("path: data/", f"path: {out / 'data'}/")
     write_text(out / "quickstart.yaml", text)
     return out / "quickstart.yaml"
+
+
+def free_folder(name: str) -> Path:
+    """`name`, or `name-2`, `name-3` and so on where it is taken."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 def headline(run: Path) -> list[list[str]]:

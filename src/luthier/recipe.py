@@ -344,6 +344,8 @@ def _train_problems(recipe: Recipe) -> list[str]:
         found.append("train.keep_checkpoints: at least 2, or a kill while saving leaves none")
     if recipe.track.trackers:
         found.append("track.trackers: no tracker runs yet (leave it empty; metrics.jsonl and report.html are written)")
+    if recipe.publish.push:
+        found.append("publish.push: publishing does not run yet (set it to false; a stage's adapter/ can be uploaded)")
     if not 0 <= train.warmup_ratio < 1:
         found.append(f"train.warmup_ratio: {train.warmup_ratio} is outside 0..1")
     return found

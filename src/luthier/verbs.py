@@ -14,7 +14,7 @@ from typing import Any
 from luthier.console import say, table
 from luthier.errors import ExistsError, Interrupted, RecipeError, RequestError
 from luthier.files import MANIFEST, read_json, write_json, write_text
-from luthier.quickstart import headline, lay_out, shipped_recipes
+from luthier.quickstart import free_folder, headline, lay_out, shipped_recipes
 from luthier.recipe import Recipe, Scale
 from luthier.recipefile import digest, load_recipe, stage_recipes, to_yaml
 from luthier.records import RunManifest
@@ -130,12 +130,6 @@ def _work(rundir: RunDir, loaded: Recipe, resume: bool, resume_line: str) -> Non
 
     stages = stage_recipes(loaded)
     first = next(iter(stages.values()))
-    for recipe in stages.values():
-        if recipe.publish.push:
-            raise RequestError(
-                "publish.push: publishing does not run yet",
-                "set publish.push to false; the adapter folder of each stage can be uploaded by hand",
-            )
     sources = used_sources(stages)
     if (rundir.data / MANIFEST).is_file():
         rows = read_table(rundir.data)
@@ -161,8 +155,9 @@ def report(folder: Path) -> Path:
     return write_report(RunDir.open(folder).path)
 
 
-def quickstart(out: Path) -> dict[str, Any]:
-    """Synthetic answers, a toy model, two stages, a report."""
+def quickstart(out: Path | None = None) -> dict[str, Any]:
+    """Synthetic answers, a toy model, two stages, a report. Without `out`: the first free quickstart-run folder."""
+    out = out or free_folder("quickstart-run")
     recipe = lay_out(out)
     return run(recipe, out / "run")
 
