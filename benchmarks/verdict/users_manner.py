@@ -159,7 +159,7 @@ def tune(model: Any, rows: Recordings, settings: Settings, folder: str) -> float
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        dataloader_num_workers=0 if rows.ready else WORKERS,
+        dataloader_num_workers=WORKERS if rows.rows is None else 0,
         train_sampling_strategy="sequential",
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=rows.script.training_batch)
