@@ -12,9 +12,10 @@ from luthier.assess.targets import make_target, target_table
 from luthier.console import table
 from luthier.data.split import check_groups, check_media, validation_split
 from luthier.data.table import Table, build_table
-from luthier.errors import LuthierError, RequestError
+from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 from luthier.recipefile import stage_recipes
+from luthier.stages.sources import table_spec, trained_sources
 from luthier.train.plan import make_plan
 
 
@@ -31,31 +32,22 @@ def check(recipe: Recipe) -> Checked:
     """Check sources, targets, splits, steps and the base of every stage. Nothing is written or downloaded whole."""
     found = Checked()
     stages = stage_recipes(recipe)
-    _targets(next(iter(stages.values())), found)
+    for name, stage in stages.items():
+        _targets(name, stage, found)
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
-        tables = _sources(recipe, stages, Path(folder), found)
+        tables = _sources(stages, Path(folder), found)
         for name, stage in stages.items():
-            _stage(name, stage, tables, found)
+            _stage(name, stage, trained_sources(stages, name), tables, found)
         _base(next(iter(stages.values())), tables, found)
     return found
 
 
-def used_sources(stages: dict[str, Recipe]) -> dict[str, str]:
-    """Every source that a stage uses, with its split (train or test)."""
-    found: dict[str, str] = {}
-    for stage in stages.values():
-        for split in ("train", "test"):
-            for name in getattr(stage.data, split):
-                if found.setdefault(name, split) != split:
-                    raise RequestError(
-                        f"data: source {name} is a train source of one stage and a test source of another",
-                        "keep held-out sources held out in every stage",
-                    )
-    return found
-
-
-def _targets(stage: Recipe, found: Checked) -> None:
-    method = make_target(stage.task.target, stage.task.scale)
+def _targets(name: str, stage: Recipe, found: Checked) -> None:
+    try:
+        method = make_target(stage.task.target, stage.task.scale)
+    except LuthierError as error:
+        found.problems.append(f"stage {name}: {error}")
+        return
     rows = target_table(method, stage.task.scale)
     text = table(["grade", "P(pass)"], [[f"{grade:g}", f"{p:.3f}"] for grade, p in rows])
     note = ""
@@ -66,19 +58,23 @@ def _targets(stage: Recipe, found: Checked) -> None:
         )
     if method.event == "none":
         note = f"\nnote: {method.name} states no event: judge its probabilities only after calibration"
-    found.sections.append(f"targets: {method.name}, event {method.event}: {method.formula}\n{text}{note}")
-    found.figures["target_table"] = [list(row) for row in rows]
+    section = f"targets: {method.name}, event {method.event}: {method.formula}\n{text}{note}"
+    if section not in found.sections:  # stages mostly share it
+        found.sections.append(section)
+    found.figures.setdefault("target_table", {})[name] = [list(row) for row in rows]
 
 
-def _sources(recipe: Recipe, stages: dict[str, Recipe], folder: Path, found: Checked) -> dict[str, Table]:
-    tables, lines = {}, []
-    stage = next(iter(stages.values()))
-    for name, split in used_sources(stages).items():
-        source = recipe.data.sources[name]
+def _sources(stages: dict[str, Recipe], folder: Path, found: Checked) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
+    lines = []
+    try:
+        spec = table_spec(stages)
+    except LuthierError as error:
+        found.problems.append(str(error))
+        return tables
+    for name, (source, split) in spec.sources.items():
         try:
-            tables[name] = build_table(
-                [(source, split)], stage.data.columns, stage.task.scale, stage.data.limits, folder / name
-            )
+            tables[name] = build_table([(source, split)], spec.columns, spec.scale, spec.limits, folder / name)
         except LuthierError as error:
             found.problems.append(f"data.sources.{name}: {error}")
             lines.append([name, split, "–", "–", "cannot be used"])
@@ -101,17 +97,22 @@ def _sources(recipe: Recipe, stages: dict[str, Recipe], folder: Path, found: Che
     return tables
 
 
-def _stage(name: str, stage: Recipe, tables: dict[str, Table], found: Checked) -> None:
+def _stage(name: str, stage: Recipe, trained: list[str], tables: dict[str, Table], found: Checked) -> None:
     train = [item for source in stage.data.train if source in tables for item in tables[source].rows]
+    before = [item for source in trained if source in tables for item in tables[source].rows]
     test = [item for source in stage.data.test if source in tables for item in tables[source].rows]
     if not train:
         return
+    for leak in (check_groups, check_media):
+        try:
+            leak(before, test)
+        except LuthierError as error:
+            found.problems.append(f"stage {name}: {error}")
     try:
-        check_groups(train, test)
-        check_media(train, test)
+        kept, validation = validation_split(train, stage.data.validation_fraction, stage.seed)
     except LuthierError as error:
         found.problems.append(f"stage {name}: {error}")
-    kept, validation = validation_split(train, stage.data.validation_fraction, stage.seed)
+        return
     plan = make_plan(len(kept), stage.train)
     found.figures.setdefault("steps", {})[name] = plan.steps
     found.sections.append(

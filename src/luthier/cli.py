@@ -115,8 +115,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--event",
         choices=("panel", "rater", "latent"),
-        default="panel",
-        help="what log loss and Brier are held against (default: panel)",
+        help="what log loss and Brier are held against (default: the file's own event, else panel)",
     )
     _verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
     verb = _verb(verbs, "report", _report, "write report.html of a run again", "luthier report runs/a")

@@ -110,11 +110,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def atomic_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
+def atomic_folder(path: Path, about: dict[str, Any], manifest: str = MANIFEST) -> Iterator[Path]:
     """Fill the yielded temporary folder; on leaving it becomes `path`, sealed by a manifest.
 
-    `about` is kept in the manifest beside the digests. Raises ExistsError when `path` is there already and
-    DiskError when a write fails; in both cases, and on any other exception, nothing is left behind.
+    `about`, as it is on leaving, is kept in the manifest beside the digests. Raises ExistsError when `path` is
+    there already and DiskError when a write fails; then, and on any other exception, nothing is left behind.
     """
     if path.exists():
         raise ExistsError(f"{path} exists already", "name another folder")
@@ -130,7 +130,7 @@ def atomic_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
             str(item.relative_to(temporary)): {"sha256": sha256_file(item), "size": item.stat().st_size}
             for item in files
         }
-        write_json(temporary / MANIFEST, {**about, "files": digests})
+        write_json(temporary / manifest, {**about, "files": digests})
         temporary.rename(path)
         _sync_folder(path.parent)
     except OSError as error:

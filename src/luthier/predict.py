@@ -62,6 +62,7 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
             continue
         example = Example(str(path), "", "", encoded[0], reference, encoded[1], length, 0.0, 0.0, 0)
         judged = judge([example])
+        waves.clear()
         p = float(judged.p_pass[0])
         calibrated = float(calibrate([p], stored.calibration["temperature"])[0])
         verdict = {

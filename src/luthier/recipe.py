@@ -342,6 +342,15 @@ def _train_problems(recipe: Recipe) -> list[str]:
         found.append("train.select: best needs data.validation_fraction above 0")
     if train.keep_checkpoints < 2:
         found.append("train.keep_checkpoints: at least 2, or a kill while saving leaves none")
+    for name in ("max_steps", "warmup_steps", "weight_decay", "max_grad_norm", "workers"):
+        if getattr(train, name) < 0:
+            found.append(f"train.{name}: must not be below 0")
+    if recipe.seed < 0:
+        found.append("seed: must not be below 0")
+    if recipe.evaluate.batch_size < 1:
+        found.append("evaluate.batch_size: must be at least 1")
+    if recipe.evaluate.resamples < 20:
+        found.append("evaluate.resamples: at least 20, or an interval says nothing")
     if recipe.track.trackers:
         found.append("track.trackers: no tracker runs yet (leave it empty; metrics.jsonl and report.html are written)")
     if recipe.publish.push:

@@ -187,11 +187,15 @@ def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:
         problems.append(f"--set {override}: expected key=value, such as train.learning_rate=1e-4")
         return
     try:
-        value = yaml.safe_load(text) if text else ""
+        value = text if not text or re.fullmatch(r"0\d+", text) else yaml.safe_load(text)  # 0520 is no octal here
     except yaml.YAMLError:
         value = text
     node: dict[str, Any] = tree
     *parents, last = key.split(".")
+    stages = [str(name) for name in tree.get("stages") or {}]
+    if parents[:1] == ["stages"] and len(parents) > 1 and parents[1] not in stages:
+        problems.append(f"--set {key}: there is no stage {parents[1]} ({_suggest(parents[1], stages)})")
+        return
     for name in parents:
         child = node.setdefault(name, {})
         if child is None:

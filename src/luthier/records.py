@@ -63,6 +63,7 @@ class StageRecord:
     seconds: float
     trainable_parameters: int
     total_parameters: int
+    scale: dict[str, float]
     target: dict[str, str]
     target_table: list[list[float]]
     checks: dict[str, Any]

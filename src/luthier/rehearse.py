@@ -7,6 +7,7 @@ replaced by simulated answers under the same column names.
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from luthier.data.simulate import write_forms
 from luthier.errors import SourceError
 from luthier.recipe import Columns, Recipe, Source
 from luthier.recipefile import stage_recipes, to_tree
+from luthier.stages.sources import table_spec
 
 ROWS = 64
 
@@ -28,16 +30,17 @@ def rehearsal(recipe: Recipe, folder: Path) -> dict[str, Any]:
     _smaller(tree)
     for stage in tree["stages"].values():
         _smaller(stage)
-    stages = stage_recipes(recipe)
-    columns = next(iter(stages.values())).data.columns
+    spec = table_spec(stage_recipes(recipe))
+    columns = spec.columns
     standins: dict[str, Path] = {}
-    for name, source in recipe.data.sources.items():
-        where = tree["data"]["sources"][name]
-        where["limit"] = ROWS
+    for stage in tree["stages"].values():
+        stage.get("data", {}).pop("sources", None)  # all of them are written out below, as the stages resolve them
+    for name, (source, split) in spec.sources.items():
+        tree["data"]["sources"][name] = where = asdict(source) | {"limit": ROWS}
         reason = _unreachable(source, columns)
         if reason:
             say(f"{name}: {reason}; simulated answers stand in for it")
-            tested = any(name in stage.data.test for stage in stages.values())
+            tested = split == "test"
             where |= {"hub": "", "path": str(_standin(name, tested, columns, folder, standins))}
     return tree
 

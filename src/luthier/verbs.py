@@ -13,7 +13,7 @@ from typing import Any
 
 from luthier.console import say, table
 from luthier.errors import ExistsError, Interrupted, RecipeError, RequestError
-from luthier.files import MANIFEST, read_json, write_json, write_text
+from luthier.files import read_json, write_json, write_text
 from luthier.quickstart import free_folder, headline, lay_out, shipped_recipes
 from luthier.recipe import Recipe, Scale
 from luthier.recipefile import digest, load_recipe, stage_recipes, to_yaml
@@ -76,9 +76,11 @@ def _run(loaded: Recipe, source: Path, out: Path | None, overrides: Sequence[str
         rundir.update_manifest(status="running")
         try:
             _work(rundir, loaded, resume, f"{line} --resume")
-        except BaseException as error:
-            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-            rundir.update_manifest(status="interrupted" if stopped else "failed")
+        except KeyboardInterrupt as error:
+            rundir.update_manifest(status="interrupted")
+            raise Interrupted("interrupted; what was done is kept", f"{line} --resume") from error
+        except Exception as error:
+            rundir.update_manifest(status="interrupted" if isinstance(error, Interrupted) else "failed")
             raise
         rundir.update_manifest(status="finished", finished=_now())
         report(rundir.path)
@@ -123,27 +125,21 @@ def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
 
 
 def _work(rundir: RunDir, loaded: Recipe, resume: bool, resume_line: str) -> None:
-    from luthier.check import used_sources
+    from luthier.data.table import MANIFEST as TABLE
     from luthier.data.table import build_table, read_table
     from luthier.runtime.devices import describe
     from luthier.stages.run import run_stage
+    from luthier.stages.sources import table_spec
 
     stages = stage_recipes(loaded)
-    first = next(iter(stages.values()))
-    sources = used_sources(stages)
-    if (rundir.data / MANIFEST).is_file():
+    spec = table_spec(stages)
+    if (rundir.data / TABLE).is_file():
         rows = read_table(rundir.data)
     else:
-        rows = build_table(
-            [(loaded.data.sources[name], split) for name, split in sources.items()],
-            first.data.columns,
-            first.task.scale,
-            first.data.limits,
-            rundir.data,
-        )
+        rows = build_table(list(spec.sources.values()), spec.columns, spec.scale, spec.limits, rundir.data)
     rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": rows.digest})
-    for name, recipe in stages.items():
-        run_stage(rundir, name, recipe, rows, resume=resume, resume_line=resume_line)
+    for name in stages:
+        run_stage(rundir, name, stages, rows, resume=resume, resume_line=resume_line)
         base = read_json(rundir.stage(name).adapter / "verdict.json")["base_sha256"]
         rundir.update_manifest(hashes={**rundir.read_manifest()["hashes"], "base": base})
 
@@ -191,7 +187,7 @@ def score(
     from luthier.assess.outside import read_predictions, score_outside
 
     outside = read_predictions(predictions, labels)
-    scores = score_outside(outside, Scale(pass_mark=pass_mark), event=event)
+    scores = score_outside(outside, Scale(pass_mark=pass_mark), event=event or outside.event or "panel")
     rows = [
         [
             name,

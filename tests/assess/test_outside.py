@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -191,3 +192,13 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_any_text_is_an_answer_with_its_probability_or_nothing(text):
     found = _answer(text)
     assert found is None or (found[0] in (0.0, 1.0) and 0.0 <= found[1] <= 1.0)
+
+
+def test_the_event_of_our_own_predictions_is_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"id": str(i), "grade": 3.0 + i / 2, "p_pass": 0.2 + 0.2 * i, "event": "rater"} for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_predictions(path).event == "rater"
+    rows[0]["event"] = "panel"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_predictions(path).event is None

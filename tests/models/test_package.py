@@ -25,7 +25,7 @@ def test_a_package_says_what_it_was_made_for(bench):
     about = one.about
     assert (about.base, about.tuning, about.readout, about.event) == ("toy:phi4-multimodal", "lora", "ordinal", "panel")
     assert about.answers == dict(zip(("pass", "fail"), one.model.answers, strict=True))
-    assert about.base_sha256 == package.base_digest(load_base(one.recipe.model))
+    assert about.base_sha256 == load_base(one.recipe.model).digest
     assert about.learned_tokens == {"<|verdict|>": one.base.tokenizer.convert_tokens_to_ids("<|verdict|>")}
 
 
@@ -41,11 +41,11 @@ def test_a_package_says_what_it_was_made_for(bench):
 def test_a_base_of_other_weights_is_refused(bench, recipe_of, tmp_path, name):
     about = bench(rows=2).about
     base = load_base(recipe_of({}).model)
-    package.check(about, package.base_digest(base), about.learned_tokens, tmp_path)
+    package.check(about, base.digest, about.learned_tokens, tmp_path)
     with torch.no_grad():
         base.model.state_dict()[name].view(-1)[-1].add_(1e-3)
     with pytest.raises(RequestError, match="other weights") as refusal:
-        package.check(about, package.base_digest(base), about.learned_tokens, tmp_path)
+        package.check(about, base.digest, about.learned_tokens, tmp_path)
     assert refusal.value.mend
 
 
@@ -53,7 +53,7 @@ def test_a_base_of_another_type_is_refused(bench, recipe_of, tmp_path):
     about = bench(rows=2).about
     base = load_base(recipe_of({"model.dtype": "bfloat16"}).model)
     with pytest.raises(RequestError, match="other weights"):
-        package.check(about, package.base_digest(base), about.learned_tokens, tmp_path)
+        package.check(about, base.digest, about.learned_tokens, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_tuning_does_not_change_what_the_base_was(bench, tmp_path):
     before = dataclasses.replace(one.about)
     one.train(1)
     assert one.about == before
-    assert one.about.base_sha256 == package.base_digest(load_base(one.recipe.model))
+    assert one.about.base_sha256 == load_base(one.recipe.model).digest
 
 
 def test_a_folder_without_a_package_is_refused(tmp_path):

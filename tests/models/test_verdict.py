@@ -243,3 +243,17 @@ def test_dropped_out_training_is_reproducible_and_evaluation_is_not_random(bench
         moved = one.model(one.batch())[0]
     assert torch.equal(still[0], still[1])
     assert not torch.equal(still[0], moved)
+
+
+@pytest.mark.parametrize("readout", ["tokens", "head", "ordinal"])
+def test_a_bfloat16_base_is_read_out_in_float32(bench, readout):
+    """bfloat16 has 8 bits of mantissa: probabilities read in it fall on steps, and AUROC is full of ties."""
+    from luthier.runtime.devices import Devices
+
+    one = bench({"model.dtype": "bfloat16", "task.readout": readout})
+    devices = Devices("bfloat16")
+    with devices.precision(), torch.no_grad():
+        score, state = one.model(one.batch())
+    assert score.dtype == torch.float32
+    assert not torch.equal(score, score.to(torch.bfloat16).float())
+    assert state.dtype == torch.bfloat16

@@ -67,6 +67,8 @@ class Outside:
     items: list[OutsideItem]
     unreadable: list[str]
     note: str
+    event: str | None = None
+    """The event that every row names, if they all name one."""
 
 
 def read_predictions(path: Path, labels: Path | None = None) -> Outside:
@@ -96,7 +98,9 @@ def read_predictions(path: Path, labels: Path | None = None) -> Outside:
         for (place, row), item in zip(rows, items, strict=True)
         if not item.readable
     ]
-    return Outside(items, unreadable, _note(rows, items))
+    named = {row.get("event") for _, row in rows}
+    event = next(iter(named)) if len(named) == 1 else None
+    return Outside(items, unreadable, _note(rows, items), event if event in ("panel", "rater", "latent") else None)
 
 
 def score_outside(

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from luthier import files
-from luthier.console import progress
+from luthier.console import progress, say
 from luthier.data.formats import Graded, graded_row
 from luthier.data.ledger import Ledger
 from luthier.data.readers import read_source
@@ -93,7 +93,8 @@ def build_table(
     DataError where a source has no usable row, ExistsError where `folder` is there.
     """
     ledger, rows = Ledger(), []
-    with files.atomic_folder(folder, {"kind": "table"}) as place:
+    about: dict[str, Any] = {}
+    with files.atomic_folder(folder, about, MANIFEST) as place:
         (place / "media").mkdir()
         for source, split in sources:
             ledger.open(source.name)
@@ -113,8 +114,9 @@ def build_table(
             if not seen:
                 raise _none_left(source.name, ledger)
         ledger.write(place / "ledger.jsonl")
-        digest = _write_rows(place, rows, ledger)
-    return Table(rows, folder, digest)
+        about |= _write_rows(place, rows, ledger)
+    say(ledger.table())
+    return Table(rows, folder, about["digest"])
 
 
 def read_table(folder: Path) -> Table:
@@ -165,7 +167,8 @@ def _write_media(folder: Path, outcome: Graded) -> None:
             path.write_bytes(outcome.media)
 
 
-def _write_rows(place: Path, rows: Sequence[TableRow], ledger: Ledger) -> str:
+def _write_rows(place: Path, rows: Sequence[TableRow], ledger: Ledger) -> dict[str, Any]:
+    """Write the shards. Returns what the manifest says of them."""
     records = [_to_record(item) for item in rows]
     shards = {}
     for number, start in enumerate(range(0, len(records), SHARD_ROWS)):
@@ -174,8 +177,7 @@ def _write_rows(place: Path, rows: Sequence[TableRow], ledger: Ledger) -> str:
         shards[path.name] = files.sha256_file(path)
     digest = _digest(records)
     counts = {name: counts.to_json() for name, counts in ledger.counts.items()}
-    files.write_json(place / MANIFEST, {"rows": len(records), "digest": digest, "parquet": shards, "sources": counts})
-    return digest
+    return {"rows": len(records), "digest": digest, "parquet": shards, "sources": counts}
 
 
 def _digest(records: Sequence[dict[str, Any]]) -> str:

@@ -35,8 +35,6 @@ class Family:
     name: str
     revision: str
     """The hub revision with the native layout."""
-    builtin_adapter: str
-    """The folder of the hub repository that holds the family's own speech adapter."""
     decoder_pattern: str
     """Anchored at the decoder's layers: lists of names leak into the sound encoder."""
     encoder: str
@@ -74,7 +72,6 @@ class Family:
 PHI4_MULTIMODAL = Family(
     name="phi4_multimodal",
     revision="refs/pr/70",
-    builtin_adapter="speech-lora",
     decoder_pattern=r"model\.layers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))",
     encoder="model.embed_tokens_extend.audio_embed.encoder",
     projector=(

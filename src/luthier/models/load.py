@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from luthier.errors import RequestError, SourceError
-from luthier.models.families import FAMILIES, PHI4_MULTIMODAL, Family, family_of
+from luthier.files import sha256_bytes, sha256_file
+from luthier.models.families import FAMILIES, PHI4_MULTIMODAL, Family, family_of, parameters_digest
 from luthier.recipe import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,21 +33,29 @@ class Base:
     tokenizer: Any
     extractor: Any
     family: Family
+    digest: str
+    """sha256 of the weights as loaded, with that of the built-in adapter's file where one is merged.
+
+    Taken before the merge, whose last bits may differ from machine to machine.
+    """
 
 
-def load_base(config: ModelConfig, seed: int = 0) -> Base:
+def load_base(config: ModelConfig) -> Base:
     """Load a base by name. Raises SourceError when it cannot be reached, RequestError when it cannot be used."""
     if config.base.startswith("toy:"):
         from luthier.models.toys import build_toy
 
         model, tokenizer, extractor = build_toy(config.base)
-        return Base(model.to(DTYPES[config.dtype]), tokenizer, extractor, family_of(model))
+        model = model.to(DTYPES[config.dtype])
+        return Base(model, tokenizer, extractor, family_of(model), parameters_digest(model))
     local = Path(config.base).is_dir()
     revision = None if local else config.revision or PHI4_MULTIMODAL.revision
     model, tokenizer, extractor = _load_native(config, revision)
-    base = Base(model, tokenizer, extractor, family_of(model))
+    base = Base(model, tokenizer, extractor, family_of(model), parameters_digest(model))
     if config.builtin_adapter:
-        merge_builtin(base, _adapter_folder(config, revision))
+        folder = _adapter_folder(config, revision)
+        merge_builtin(base, folder)
+        base.digest = sha256_bytes((base.digest + sha256_file(folder / "adapter_model.safetensors")).encode())
     return base
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from luthier.errors import RequestError
 from luthier.files import read_json, write_json
-from luthier.models.families import parameters_digest
 from luthier.models.load import Base
 from luthier.recipe import Recipe
 
@@ -42,14 +41,14 @@ class Package:
         return cls(**read_json(folder / NAME))
 
 
-def describe(base: Base, recipe: Recipe, answers: dict[str, int], tokens: dict[str, int], digest: str) -> Package:
+def describe(base: Base, recipe: Recipe, answers: dict[str, int], tokens: dict[str, int]) -> Package:
     """The package of a stage about to be trained."""
     model, task = recipe.model, recipe.task
     return Package(
         model.base,
         model.revision,
         model.builtin_adapter,
-        digest,
+        base.digest,
         model.tuning,
         task.readout,
         task.event,
@@ -78,8 +77,3 @@ def check(package: Package, digest: str, tokens: dict[str, int], folder: Path) -
             f"{folder}: has the learned tokens {', '.join(package.learned_tokens)}, the recipe {', '.join(tokens)}",
             "use the same model.learned_tokens in both stages",
         )
-
-
-def base_digest(base: Base) -> str:
-    """sha256 of the base's weights as loaded (a built-in adapter merged)."""
-    return parameters_digest(base.model)

@@ -112,24 +112,30 @@ class VerdictModel(nn.Module):
         state: torch.Tensor = hidden[rows, batch.readout_B]
         return state
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(score (B,), logits (B, V) or None). The score is the logit of a pass, or the ordinal score."""
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(score (B,), state (B, D)). The score is the logit of a pass, or the ordinal score, in float32.
+
+        bfloat16 has 3 digits: read in it, probabilities fall on steps and AUROC is full of ties.
+        """
         state = self.state_BD(batch)
-        if self.head is not None:
-            return self.head.score(state.float())[:, 0], None
-        logits = bare(self.language_model).get_output_embeddings()(state).float()
-        return logits[:, self.answers[0]] - logits[:, self.answers[1]], logits
+        with torch.autocast(state.device.type, enabled=False):
+            if self.head is not None:
+                return self.head.score(state.float())[:, 0], state
+            rows = bare(self.language_model).get_output_embeddings().weight[list(self.answers)].float()
+            logits = state.float() @ rows.T
+            return logits[:, 0] - logits[:, 1], state
 
     def loss(self, batch: Batch, weights: StepWeights) -> tuple[torch.Tensor, Loss]:
         """(this micro-batch's share of the step's loss, (sum, weight) of the main term)."""
-        score, logits = self(batch)
+        score, state = self(batch)
         if self.task.readout == "ordinal":
             assert self.head is not None
             main = ordinal_likelihood(score, self.head.thresholds(), batch.level_B)
         else:
             main = soft_binary_cross_entropy(score, batch.target_B)
         total = main.sum / weights.rows
-        if logits is not None and self.task.mass_weight:
+        if self.head is None and self.task.mass_weight:
+            logits = bare(self.language_model).get_output_embeddings()(state)
             total = total + self.task.mass_weight * answer_mass(logits, self.answers).sum / weights.rows
         if weights.pairs:
             total = total + self.task.ranking_weight * pairwise_ranking(score, batch.pairs).sum / weights.pairs

@@ -32,9 +32,14 @@ METRICS = (
     ("ece", "ECE", "mean gap of predicted and observed rate; lower is better"),
     ("borderline.accuracy", "Borderline accuracy", "as accuracy, near the cut only"),
     ("borderline.auroc", "Borderline AUROC", "as AUROC, near the cut only"),
-    ("closer", "3.5: closer side", "share of 3.5s put on the side that held-back raters took"),
+    (
+        "closer",
+        "Closer side",
+        "share of grades one step below the mark (3.5) put on the side that held-back raters took",
+    ),
 )
-BORDERLINE = (3.5, 4.0)
+DEFAULT_SCALE = {"pass_mark": 4.0, "step": 0.5}
+"""For runs whose records name none."""
 Json = dict[str, Any]
 
 
@@ -150,7 +155,9 @@ def _stage(records: _Records, name: str) -> Json:
     for key, label in (("p_pass", "raw"), ("p_pass_calibrated", "calibrated")):
         pairs = [(float(row[key]), bool(row["pass"])) for row in predictions if figures.finite(row.get(key))]
         series.append((label, figures.equal_mass_bins([p for p, _ in pairs], [y for _, y in pairs])))
-    near = {grade: values for grade, values in by_grade.items() if grade in BORDERLINE}
+    scale = stage["about"].get("scale") or DEFAULT_SCALE
+    mark, below = float(scale["pass_mark"]), float(scale["pass_mark"] - scale["step"])
+    near = {grade: values for grade, values in by_grade.items() if grade in (below, mark)}
     stage["charts"] = [
         (heading, Markup(svg), note)
         for heading, svg, note in (  # charts escape their text
@@ -173,7 +180,7 @@ def _stage(records: _Records, name: str) -> Json:
             ),
             (
                 "At the borderline",
-                charts.borderline_chart(f"Grades 3.5 and 4 of stage {name}", near),
+                charts.borderline_chart(f"Grades {below:g} and {mark:g} of stage {name}", near),
                 "The grades either side of the cut; the dotted line is one half.",
             ),
         )
@@ -199,13 +206,13 @@ def _score_rows(stages: list[Json]) -> list[Json]:
             if label:
                 rows.append({"name": f"Stage {stage['name']} on {label}", "scores": scores, "kind": "other"})
             reference = scores.get("reference") or {}
-            limits = {key.removeprefix("bayes."): value for key, value in reference.items() if key != "ratio"}
+            limits = {key.removeprefix("bayes."): value for key, value in reference.items() if key.startswith("bayes.")}
             if limits:
                 name = f"Bayes limit, {label or stage['name']}"
                 rows.append({"name": name, "scores": limits, "kind": "bayes"})
-            if isinstance(reference.get("ratio"), dict):
-                ratio = {key.removeprefix("bayes."): value for key, value in reference["ratio"].items()}
-                rows.append({"name": "ratio to Bayes", "scores": ratio, "kind": "bayes"})
+            ratios = {key.removeprefix("ratio."): value for key, value in reference.items() if key.startswith("ratio.")}
+            if ratios:
+                rows.append({"name": "Ratio to Bayes", "scores": ratios, "kind": "bayes"})
     return rows
 
 

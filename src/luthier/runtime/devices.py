@@ -19,9 +19,9 @@ class Devices:
             raise RequestError("WORLD_SIZE is above 1: a run uses one process today", "start luthier without torchrun")
         if dtype == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
             raise RequestError("model.dtype: this GPU has no bfloat16", "set model.dtype to float32")
-        self._accelerator = Accelerator(
-            mixed_precision="bf16" if dtype == "bfloat16" else "no", gradient_accumulation_steps=1
-        )
+        # Without CUDA accelerate would take Apple's MPS, which has no float64.
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=1)
+        self._half = dtype == "bfloat16"
 
     @property
     def device(self) -> torch.device:
@@ -33,7 +33,7 @@ class Devices:
 
     def precision(self) -> Any:
         """The context that forward passes run in."""
-        return self._accelerator.autocast()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
 
     def backward(self, loss: torch.Tensor) -> None:
         self._accelerator.backward(loss)

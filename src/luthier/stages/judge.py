@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from luthier.assess.calibration import Calibration, calibrate
@@ -49,6 +50,7 @@ def judge(ready: Prepared, stage: StageDir, recipe: Recipe, trained: dict[str, A
             seconds=trained["seconds"],
             trainable_parameters=trainable,
             total_parameters=sum(p.numel() for p in ready.model.parameters()),
+            scale=asdict(recipe.task.scale),
             target={"method": ready.method.name, "event": ready.method.event, "formula": ready.method.formula},
             target_table=[list(pair) for pair in target_table(ready.method, recipe.task.scale)],
             checks=checks,

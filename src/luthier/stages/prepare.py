@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from luthier.assess.targets import TargetMethod, make_target
+from luthier.console import say
 from luthier.data.media import load_audio
 from luthier.data.split import check_groups, check_media, validation_split
 from luthier.data.table import Table, TableRow
@@ -45,9 +47,9 @@ class Prepared:
     """Numeric columns carried along, by row id: simulated answers bring their true probabilities."""
 
 
-def prepare(run: RunDir, name: str, recipe: Recipe, table: Table) -> Prepared:
+def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Sequence[str]) -> Prepared:
     """Load, encode and check everything of a stage."""
-    rows = _split_rows(recipe, table)
+    rows = split_rows(recipe, table, trained)
     seed = recipe.seed + sum(name.encode())
     base, model, about, fresh_tokens = build_model(recipe, seed)
     devices = Devices(recipe.model.dtype)
@@ -87,7 +89,6 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table) -> Prepared:
 def build_model(recipe: Recipe, seed: int) -> tuple[Base, VerdictModel, package.Package, torch.Tensor]:
     """Base, read-out and learned tokens as the recipe says, not yet trained. The last value is new tokens' rows."""
     base = load_base(recipe.model)
-    digest = package.base_digest(base)
     answers = answer_ids(base.tokenizer, recipe.task.answers)
     tokens = add_learned_tokens(base.tokenizer, base.model, recipe.model.learned_tokens)
     initialise_learned_tokens(base.tokenizer, base.model, tokens, seed)
@@ -98,7 +99,7 @@ def build_model(recipe: Recipe, seed: int) -> tuple[Base, VerdictModel, package.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VerdictModel(tuned, base.family, recipe.task, answers)
-    return base, model, package.describe(base, recipe, answers, tokens, digest), rows
+    return base, model, package.describe(base, recipe, answers, tokens), rows
 
 
 def _start_from(
@@ -131,14 +132,24 @@ def _label(method: TargetMethod, recipe: Recipe, row: Row) -> tuple[float, int]:
     return method(grade, row.target.raters), round(place)
 
 
-def _split_rows(recipe: Recipe, table: Table) -> dict[str, list[Row]]:
-    train_rows: list[TableRow] = table.select(recipe.data.train, "train")
-    test_rows: list[TableRow] = table.select(recipe.data.test, "test")
-    check_groups(train_rows, test_rows)
-    check_media(train_rows, test_rows)
+def split_rows(recipe: Recipe, table: Table, trained: Sequence[str]) -> dict[str, list[Row]]:
+    """Rows by role, each once. Test rows are checked against all that the stage or an ancestor was trained on."""
+    train_rows = _once(table.select(recipe.data.train, "train"))
+    test_rows = _once(table.select(recipe.data.test, "test"))
+    before = table.select(trained, "train")
+    check_groups(before, test_rows)
+    check_media(before, test_rows)
     kept, validation = validation_split(train_rows, recipe.data.validation_fraction, recipe.seed)
     return {
         "train": [r.row for r in kept],
         "validation": [r.row for r in validation],
         "test": [r.row for r in test_rows],
     }
+
+
+def _once(items: Sequence[TableRow]) -> list[TableRow]:
+    """Rows that stand in two sources are one row; what falls away is said."""
+    found = {item.row.id: item for item in reversed(items)}
+    if len(found) < len(items):
+        say(f"{len(items) - len(found)} rows stand in two sources and are used once")
+    return [item for item in items if found[item.row.id] is item]

@@ -10,9 +10,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -65,7 +64,6 @@ class Progress:
     loss_weight: float = 0.0
     best_step: int = 0
     best_loss: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def train(job: Job, resume: bool = False) -> Progress:
@@ -81,7 +79,7 @@ def train(job: Job, resume: bool = False) -> Progress:
             norm = _step(job, step, [batch for _, batch in group], done)
             done.seconds = time.monotonic() - begun
             _after_step(job, done, norm)
-            if stopping() and step < job.plan.steps:
+            if stopping():
                 _save(job, done)
                 raise Interrupted(f"stopped after step {step} of {job.plan.steps}; all of it is saved", job.resume_line)
     _save(job, done)

@@ -1,0 +1,54 @@
+"""Which sources a recipe's stages read, what each is for, and what a stage has been trained on before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from luthier.errors import RequestError
+from luthier.recipe import Columns, Limits, Recipe, Scale, Source
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What one table for all stages is made of: each source with its split, and how it is read."""
+
+    sources: dict[str, tuple[Source, str]]
+    columns: Columns
+    scale: Scale
+    limits: Limits
+
+
+def table_spec(stages: Mapping[str, Recipe]) -> TableSpec:
+    """The table that all stages share. Raises RequestError where stages disagree on how a source is read."""
+    first_name, first = next(iter(stages.items()))
+    found: dict[str, tuple[Source, str]] = {}
+    for name, stage in stages.items():
+        for what, one, other in (
+            ("data.columns", stage.data.columns, first.data.columns),
+            ("data.limits", stage.data.limits, first.data.limits),
+            ("task.scale", stage.task.scale, first.task.scale),
+        ):
+            if one != other:
+                raise RequestError(
+                    f"stages {first_name} and {name}: {what} differs, and one table is read for all stages",
+                    "give it once, outside the stages, or run the stages as two recipes",
+                )
+        for split in ("train", "test"):
+            for source in getattr(stage.data, split):
+                entry = (stage.data.sources[source], split)
+                if found.setdefault(source, entry) != entry:
+                    raise RequestError(
+                        f"stage {name}: source {source} is read otherwise, or for another split, in an earlier stage",
+                        "give sources that differ different names, and keep held-out ones held out in every stage",
+                    )
+    return TableSpec(found, first.data.columns, first.task.scale, first.data.limits)
+
+
+def trained_sources(stages: Mapping[str, Recipe], name: str) -> list[str]:
+    """Every source whose train rows have shaped a stage when it is done: its own, and those of its ancestors."""
+    found: list[str] = []
+    while name:
+        found += [source for source in stages[name].data.train if source not in found]
+        name = stages[name].start_from
+    return found
