@@ -83,7 +83,7 @@ def test_a_stage_that_is_not_there_is_a_slip_of_the_pen() -> None:
 
 
 def test_a_variable_that_looks_octal_stays_a_text() -> None:
-    assert load_recipe(SPEAKING, ["vars.form_id=0520"]).vars["form_id"] == "0520"
+    assert load_recipe(SPEAKING, ["vars.batch=0520"]).vars["batch"] == "0520"
 
 
 @pytest.mark.parametrize("override", ["evaluate.resamples=0", "evaluate.batch_size=0", "train.max_steps=-3", "seed=-1"])

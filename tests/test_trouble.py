@@ -116,7 +116,7 @@ def without_torn_files(folder: Path) -> None:
     ("limit", "missing", "there"),
     [
         (60_000, "data", "run.json"),
-        (350_000, "stages/1764/checkpoints/step-000003", "data/MANIFEST.json"),
+        (350_000, "stages/1764/checkpoints/step-000003", "data/manifest.json"),
         (900_000, "report.html", "stages/1964/stage.json"),
     ],
     ids=["data", "checkpoint", "report"],

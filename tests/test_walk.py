@@ -70,7 +70,7 @@ def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     assert {"recipe", "data", "base"} <= set(about["hashes"])
     assert about["hashes"]["data"] == read_table(finished / "data").digest
     assert {"luthier", "torch", "peft"} <= set(about["versions"])
-    assert verify_folder(finished / "data") is None
+    assert verify_folder(finished / "data", "manifest.json") is None
     assert (finished / "recipe.yaml").is_file()
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>")

@@ -146,21 +146,21 @@ def atomic_folder(path: Path, about: dict[str, Any], manifest: str = MANIFEST) -
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def verify_folder(path: Path) -> str | None:
+def verify_folder(path: Path, name: str = MANIFEST) -> str | None:
     """Compare a sealed folder with its manifest. None when every byte is there, else what is wrong."""
-    manifest = path / MANIFEST
+    manifest = path / name
     if not manifest.is_file():
-        return f"{MANIFEST} is missing"
+        return f"{name} is missing"
     try:
-        files = {str(name): (about["size"], about["sha256"]) for name, about in read_json(manifest)["files"].items()}
+        files = {str(file): (about["size"], about["sha256"]) for file, about in read_json(manifest)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    for name, (size, digest) in files.items():
-        item = path / name
+        return f"{name} cannot be read"
+    for file, (size, digest) in files.items():
+        item = path / file
         if not item.is_file():
-            return f"{name} is missing"
+            return f"{file} is missing"
         if item.stat().st_size != size or sha256_file(item) != digest:
-            return f"{name} is not what was written"
+            return f"{file} is not what was written"
     return None
 
 

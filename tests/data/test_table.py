@@ -89,6 +89,8 @@ def test_what_lies_on_disk(tmp_path: Path) -> None:
     built = build([(write(tmp_path / "a.parquet", records(4)), "train")], tmp_path / "data")
     folder = tmp_path / "data"
     manifest = json.loads((folder / "manifest.json").read_text())
+    assert verify_folder(folder, "manifest.json") is None
+    assert {"rows-00000.parquet", "ledger.jsonl"} <= set(manifest.pop("files"))
     assert manifest == {
         "rows": 4,
         "digest": built.digest,
@@ -113,7 +115,7 @@ def test_what_lies_on_disk(tmp_path: Path) -> None:
         item.row.media[0].removeprefix("sha256:") for item in built.rows
     }
     assert all(sha256_file(item) == item.name for item in (folder / "media").iterdir())
-    assert verify_folder(folder) is None
+    assert verify_folder(folder, "manifest.json") is None
 
 
 def test_the_digest_follows_content_and_not_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

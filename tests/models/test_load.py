@@ -169,3 +169,10 @@ def test_weights_that_are_missing_are_refused(folder):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RequestError, match="qkv_proj"):
         load_base(config(folder, ""))
+
+
+def test_the_layout_for_remote_code_is_named_with_its_mend(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "phi4mm", "architectures": ["Phi4MMForCausalLM"]}')
+    with pytest.raises(RequestError, match="remote code") as refusal:
+        load_base(ModelConfig(base=str(tmp_path)))
+    assert "refs/pr/70" in refusal.value.mend

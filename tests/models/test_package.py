@@ -9,6 +9,7 @@ import torch
 
 from luthier.errors import RequestError
 from luthier.models import package
+from luthier.models.families import parameters_digest
 from luthier.models.load import load_base
 
 
@@ -45,7 +46,7 @@ def test_a_base_of_other_weights_is_refused(bench, recipe_of, tmp_path, name):
     with torch.no_grad():
         base.model.state_dict()[name].view(-1)[-1].add_(1e-3)
     with pytest.raises(RequestError, match="other weights") as refusal:
-        package.check(about, base.digest, about.learned_tokens, tmp_path)
+        package.check(about, parameters_digest(base.model), about.learned_tokens, tmp_path)
     assert refusal.value.mend
 
 

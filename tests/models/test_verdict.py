@@ -95,7 +95,7 @@ def test_only_the_readout_position_goes_through_the_head(bench):
     bare(one.model.language_model).get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
     )
-    one.model(one.batch())
+    one.model.loss(one.batch(), StepWeights(8.0, 0.0))
     assert seen == [(8, 32)]
 
 
@@ -124,7 +124,9 @@ def test_logits_are_those_of_the_librarys_own_forward(bench, changes):
     one = bench(changes, frozen=False)
     one.train(2)
     with torch.no_grad():
-        ours = one.model(one.batch())[1]
+        score, state = one.model(one.batch())
+        ours = bare(one.model.language_model).get_output_embeddings()(state)
+        torch.testing.assert_close(score, ours[:, one.model.answers[0]] - ours[:, one.model.answers[1]])
         for row, example in enumerate(one.examples):
             mel_TF = one.base.family.mel(one.base.extractor, one.store.waveform(example.media))
             theirs = one.model.language_model(

@@ -120,7 +120,7 @@ def write_stage(run: Path, name: str, count: int, skill: float) -> None:
             "closer": figure(0.667, 17),
             "calibrated.log_loss": figure(0.377),
             "grades": {"3.5": {"mean_p": 0.48, "n": 17}},
-            "reference": {"bayes.auroc": figure(0.9615), "ratio": {"auroc": 0.9421}},
+            "reference": {"bayes.auroc": figure(0.9615), "ratio.auroc": {"value": 0.9421, "ci": None, "n": 120}},
         },
     )
     files.write_json(

@@ -82,6 +82,11 @@ def _load_native(config: ModelConfig, revision: str | None) -> tuple[Any, Any, A
         )
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:200]
+        if "phi4mm" in str(error):  # the hub's main revision
+            raise RequestError(
+                f"model.base: {config.base} is in the layout that needs remote code, which is never run",
+                f"set model.revision to {PHI4_MULTIMODAL.revision}",
+            ) from error
         raise SourceError(
             f"model.base: {config.base} cannot be loaded: {first}",
             "check the name and the network, or give a local folder: --set model.base=FOLDER "

@@ -35,7 +35,7 @@ METRICS = (
     (
         "closer",
         "Closer side",
-        "share of grades one step below the mark (3.5) put on the side that held-back raters took",
+        "share of grades one step below the mark put on the side that held-back raters took",
     ),
 )
 DEFAULT_SCALE = {"pass_mark": 4.0, "step": 0.5}
