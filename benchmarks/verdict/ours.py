@@ -23,6 +23,7 @@ from luthier.data.media import load_audio
 from luthier.data.readers import read_source
 from luthier.evaluate.verdicts import Judge
 from luthier.models import adapters
+from luthier.models.adapters import bare
 from luthier.models.batches import Micro, collate, plan_micros
 from luthier.models.encode import Example, PromptEncoder, encode_rows
 from luthier.models.features import FeatureStore
@@ -218,7 +219,8 @@ class Ours:
             ).logits[0, -1]
             for frozen in {False, adapters.sound_is_frozen(self.settings.model)}:
                 batch = collate([example], self.store(frozen=frozen), self.base.tokenizer.pad_token_id)
-                _, logits = self.model(batch.to(self.devices.device))
+                _, state = self.model(batch.to(self.devices.device))
+                logits = bare(self.model.language_model).get_output_embeddings()(state)
                 worst = max(worst, float((logits[0] - plain).abs().max()))
         return worst
 
