@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-all check bench bench-verdict lock clean
+.PHONY: quickstart test test-all check bench bench-verdict docs lock clean
 
 quickstart: .venv/ready
 	$(BIN)/luthier quickstart
@@ -25,6 +25,9 @@ bench: bench-verdict
 
 bench-verdict: .venv/ready
 	$(BIN)/python benchmarks/verdict/run.py
+
+docs: .venv/ready
+	$(BIN)/python -m luthier.recipedocs > docs/recipe.md
 
 lock:
 	uv pip compile requirements.in --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \

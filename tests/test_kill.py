@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from luthier.data.simulate import write_forms
+from luthier.errors import CheckpointError
 from luthier.files import sha256_file
+from luthier.models.package import Package
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 
@@ -76,3 +79,21 @@ def test_killed_in_stage_two_and_resumed_ends_in_the_same_bytes(untouched):
         ):
             one, two = (folder / run / "stages" / stage / name for run in ("whole", "killed"))
             assert sha256_file(one) == sha256_file(two), f"{stage}/{name}"
+
+
+def test_an_adapter_harmed_on_disk_is_set_aside_and_made_again_from_its_checkpoint(untouched):
+    folder = untouched
+    shutil.copytree(folder / "whole", folder / "harmed")
+    stage = folder / "harmed" / "stages" / "1964"
+    (stage / "stage.json").unlink()  # as a kill between the adapter and the record leaves it
+    weights = stage / "adapter" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match="not what was written"):
+        Package.read(stage / "adapter")
+    words = _command(folder / "data", folder / "harmed", "--resume")
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "set aside" in done.stderr
+    assert sha256_file(weights) == sha256_file(folder / "whole" / "stages" / "1964" / "adapter" / weights.name)
+    assert (stage / "stage.json").is_file()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from luthier import recipe as options
 from luthier.errors import RecipeError, RequestError
 from luthier.recipe import EvaluateConfig, Recipe, TrainConfig
-from luthier.recipefile import digest, field_docs, load_recipe, resolve, stage_recipes, to_tree, to_yaml
+from luthier.recipedocs import field_docs, reference
+from luthier.recipefile import digest, load_recipe, resolve, stage_recipes, to_tree, to_yaml
 
 GOOD = """\
 name: small
@@ -296,3 +297,9 @@ def test_resolving_does_not_change_the_tree_it_is_given() -> None:
     resolve(tree, found, stage="second")
     assert found == []
     assert yaml.safe_dump(tree) == before
+
+
+def test_the_reference_of_keys_is_that_of_the_code() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert text == reference(), "make docs writes it again"
+    assert "`task.target.temperature`" in text

@@ -171,10 +171,7 @@ def _template(stage: Recipe, base: Any, tables: dict[str, Table], found: Checked
     rows = [item for source in tables.values() for item in source.rows]
     if not rows:
         return False
-    audio = base.family.audio_token_id(base.model)
-    encoder = PromptEncoder(
-        base.tokenizer, audio, stage.task.instruction, stage.model.learned_tokens, stage.model.max_tokens
-    )
+    encoder = PromptEncoder.of(base, stage)
     encoded = encoder.prompt_ids(rows[0].row.text, 3)
     if isinstance(encoded, str):
         found.problems.append(f"the first row cannot be encoded: {encoded}")

@@ -44,10 +44,7 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
     waves: dict[str, Any] = {}
     scratch = tempfile.TemporaryDirectory(prefix="luthier-predict-")  # a finished run is never written to
     store = FeatureStore(Path(scratch.name), base.family, base.extractor, waves.__getitem__, base.model)
-    audio = base.family.audio_token_id(base.model)
-    encoder = PromptEncoder(
-        base.tokenizer, audio, chosen.task.instruction, chosen.model.learned_tokens, chosen.model.max_tokens
-    )
+    encoder = PromptEncoder.of(base, chosen)
     judge = Judge(model, store, devices, base.tokenizer.pad_token_id)
     for path in inputs:
         try:

@@ -5,15 +5,12 @@ An unknown key is an error with a suggestion; every problem of a file is reporte
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
 import math
 import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -162,23 +159,6 @@ def to_yaml(recipe: Recipe) -> str:
 def digest(recipe: Recipe) -> str:
     """sha256 of the resolved recipe."""
     return sha256_bytes(json_text(to_tree(recipe)).encode())
-
-
-@cache
-def field_docs(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, by field name."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for node, after in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        ):
-            docs[node.target.id] = str(after.value.value)
-    return docs
 
 
 def _apply(tree: dict[str, Any], override: str, problems: list[str]) -> None:

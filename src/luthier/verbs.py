@@ -20,7 +20,6 @@ from luthier.recipefile import digest, load_recipe, stage_recipes, to_yaml
 from luthier.records import RunManifest
 from luthier.rundir import RunDir, refuse_existing
 
-KINDS = ("speaking", "expert", "describer", "assistant", "voice")
 _LIBRARIES = (
     "torch",
     "transformers",

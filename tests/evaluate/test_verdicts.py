@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from luthier.evaluate.verdicts import Judge, soft_log_loss, swap_recordings
+from luthier.evaluate.verdicts import Judge, swap_recordings
 from support.jobs import make_job, recipe
 
 
@@ -49,8 +49,3 @@ def test_swapping_keeps_questions_and_grades_and_moves_every_recording(job):
         assert other.ids.count(audio) == other.sound_length
         assert [i for i in other.ids if i != audio] == [i for i in own.ids if i != audio]
     assert swap_recordings(job.examples, audio, seed=3, rounds=2) == swapped
-
-
-def test_soft_log_loss_by_hand():
-    value = soft_log_loss(np.array([0.5, 0.8]), np.array([0.5, 1.0]))
-    assert value == pytest.approx((np.log(2) - np.log(0.8)) / 2)

@@ -124,13 +124,7 @@ def bench(features: Path) -> Callable[..., Bench]:
         frozen = sound_is_frozen(recipe.model) if frozen is None else frozen
         store = FeatureStore(features, base.family, base.extractor, _recording, base.model, frozen=frozen)
         table = [_row(i) for i in range(rows)]
-        encoder = PromptEncoder(
-            base.tokenizer,
-            base.family.audio_token_id(base.model),
-            recipe.task.instruction,
-            recipe.model.learned_tokens,
-            recipe.model.max_tokens,
-        )
+        encoder = PromptEncoder.of(base, recipe)
         levels = grade_levels(recipe.task.scale)
         examples, dropped = encode_rows(
             table,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from luthier.errors import RequestError
+from luthier.files import atomic_folder
 from luthier.models import package
 from luthier.models.families import parameters_digest
 from luthier.models.load import load_base
@@ -16,9 +17,11 @@ from luthier.models.load import load_base
 def test_a_package_comes_back_from_disk_equal(bench, tmp_path):
     about = bench({"model.learned_tokens.soft_prompt": 2}, rows=2).about
     about.calibration = {"temperature": 1.25}
-    about.write(tmp_path)
-    assert package.Package.read(tmp_path) == about
-    package.check(package.Package.read(tmp_path), about.base_sha256, about.learned_tokens, tmp_path)
+    with atomic_folder(tmp_path / "adapter", {}) as folder:
+        about.write(folder)
+    found = package.Package.read(tmp_path / "adapter")
+    assert found == about
+    package.check(found, about.base_sha256, about.learned_tokens, tmp_path)
 
 
 def test_a_package_says_what_it_was_made_for(bench):

@@ -32,13 +32,7 @@ def seconds_per_row(
 
     store = FeatureStore(folder, base.family, base.extractor, waveform, base.model, sound_is_frozen(recipe.model))
     lengths = store.prepare(item.row.media[0] for item in items)
-    encoder = PromptEncoder(
-        base.tokenizer,
-        base.family.audio_token_id(base.model),
-        recipe.task.instruction,
-        recipe.model.learned_tokens,
-        recipe.model.max_tokens,
-    )
+    encoder = PromptEncoder.of(base, recipe)
     examples, _ = encode_rows([item.row for item in items], encoder, lengths, lambda row: (0.5, 0))
     if not examples:
         return 0.0

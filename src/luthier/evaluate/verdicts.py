@@ -57,12 +57,6 @@ class Judge:
         return Judged(**columns)
 
 
-def soft_log_loss(p: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    """Mean of -t log p - (1 - t) log(1 - p)."""
-    p = np.clip(p, 1e-7, 1 - 1e-7)
-    return float(np.mean(-target * np.log(p) - (1 - target) * np.log1p(-p)))
-
-
 def swap_recordings(examples: Sequence[Example], audio_token_id: int, seed: int, rounds: int = 5) -> list[Example]:
     """Give every example another's recording, `rounds` times over; questions and grades stay.
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.models.load import Base
 from luthier.models.tokens import soft_prompt_names
-from luthier.recipe import LearnedTokens
+from luthier.recipe import LearnedTokens, Recipe
 from luthier.schema import Row
 
 
@@ -42,6 +43,17 @@ class PromptEncoder:
     instruction: str
     learned: LearnedTokens
     max_tokens: int
+
+    @classmethod
+    def of(cls, base: Base, recipe: Recipe) -> PromptEncoder:
+        """The encoder that a recipe asks for on its base."""
+        return cls(
+            base.tokenizer,
+            base.family.audio_token_id(base.model),
+            recipe.task.instruction,
+            recipe.model.learned_tokens,
+            recipe.model.max_tokens,
+        )
 
     def prompt_ids(self, question: str, sound_length: int) -> tuple[tuple[int, ...], int] | str:
         """(ids, position of the first sound token), or the reason why the row must be dropped."""

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import RequestError
-from luthier.files import read_json, write_json
+from luthier.errors import CheckpointError, RequestError
+from luthier.files import read_json, verify_folder, write_json
 from luthier.models.load import Base
 from luthier.recipe import Recipe
 
@@ -35,9 +35,12 @@ class Package:
 
     @classmethod
     def read(cls, folder: Path) -> Package:
-        """Raises RequestError when the folder is not a verdict adapter."""
+        """Raises RequestError when the folder is not a verdict adapter, CheckpointError when it was changed."""
         if not (folder / NAME).is_file():
             raise RequestError(f"{folder}: not a verdict adapter (no {NAME})", "name a finished stage")
+        wrong = verify_folder(folder)
+        if wrong is not None:
+            raise CheckpointError(f"{folder}: {wrong}", "take the folder from its origin again")
         return cls(**read_json(folder / NAME))
 
 

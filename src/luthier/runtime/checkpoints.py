@@ -61,11 +61,7 @@ class Checkpoints:
             wrong = verify_folder(self.path(step))
             if wrong is None:
                 return step
-            aside = self.folder / "quarantine" / self.path(step).name
-            say(f"checkpoint {self.path(step)} is broken ({wrong}); set aside in {aside.parent}")
-            aside.parent.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            self.path(step).rename(aside)
+            set_aside(self.path(step), wrong)
         return None
 
     def restore(self, step: int, model: VerdictModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -75,6 +71,15 @@ class Checkpoints:
         _restore_optimizer(optimizer, load_file(str(folder / OPTIMIZER)), folder)
         state: dict[str, Any] = read_json(folder / STATE)
         return state
+
+
+def set_aside(folder: Path, wrong: str) -> None:
+    """Move a broken sealed folder out of the way, to quarantine/ beside it, and say why."""
+    aside = folder.parent / "quarantine" / folder.name
+    say(f"{folder} is broken ({wrong}); set aside in {aside.parent}")
+    aside.parent.mkdir(exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def save_model(model: VerdictModel, folder: Path, base_name: str) -> None:

@@ -64,10 +64,7 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
         frozen=adapters.sound_is_frozen(recipe.model),
     )
     lengths = store.prepare(media for found in rows.values() for row in found for media in row.media)
-    audio = base.family.audio_token_id(base.model)
-    encoder = PromptEncoder(
-        base.tokenizer, audio, recipe.task.instruction, recipe.model.learned_tokens, recipe.model.max_tokens
-    )
+    encoder = PromptEncoder.of(base, recipe)
     examples, dropped = {}, Counter[str]()
     for role, found in rows.items():
         examples[role], lost = encode_rows(found, encoder, lengths, functools.partial(_label, method, recipe))
@@ -83,7 +80,7 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
         _start_from(run.stage(recipe.start_from), recipe, model, base, about, fresh_tokens)
     judge = Judge(model, store, devices, base.tokenizer.pad_token_id, recipe.evaluate.batch_size)
     truth = {item.row.id: item.aux for item in table.select(recipe.data.test, "test")}
-    return Prepared(base, model, judge, examples, dropped, method, about, audio, truth)
+    return Prepared(base, model, judge, examples, dropped, method, about, encoder.audio_token_id, truth)
 
 
 def build_model(recipe: Recipe, seed: int) -> tuple[Base, VerdictModel, package.Package, torch.Tensor]:

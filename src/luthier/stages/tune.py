@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from luthier.assess.calibration import Calibration, fit_calibration
+from luthier.assess.metrics import log_loss
 from luthier.assess.targets import event_truth
 from luthier.errors import LuthierError
-from luthier.evaluate.verdicts import soft_log_loss
-from luthier.files import MANIFEST, atomic_folder, read_json
+from luthier.files import MANIFEST, atomic_folder, read_json, verify_folder
 from luthier.models.batches import plan_micros
 from luthier.recipe import Recipe
 from luthier.rundir import StageDir
-from luthier.runtime.checkpoints import Checkpoints, load_model, save_model
+from luthier.runtime.checkpoints import Checkpoints, load_model, save_model, set_aside
 from luthier.stages.prepare import Prepared
 from luthier.train.loop import Job, train
 from luthier.train.optim import make_optimizer
@@ -25,10 +25,13 @@ from luthier.train.plan import make_plan
 
 def tune(ready: Prepared, stage: StageDir, recipe: Recipe, *, resume: bool, resume_line: str) -> dict[str, Any]:
     """Train, unless a sealed adapter says that it was done. Returns what the record needs."""
-    if (stage.adapter / MANIFEST).is_file():
-        load_model(ready.model, stage.adapter)
-        found: dict[str, Any] = read_json(stage.adapter / MANIFEST)["training"]
-        return found
+    if stage.adapter.exists():
+        wrong = verify_folder(stage.adapter)
+        if wrong is None:
+            load_model(ready.model, stage.adapter)
+            found: dict[str, Any] = read_json(stage.adapter / MANIFEST)["training"]
+            return found
+        set_aside(stage.adapter, wrong)
     settings, examples = recipe.train, ready.examples["train"]
     plan = make_plan(len(examples), settings)
     mark = recipe.task.scale.pass_mark if recipe.task.ranking_weight else None
@@ -58,9 +61,7 @@ def tune(ready: Prepared, stage: StageDir, recipe: Recipe, *, resume: bool, resu
             devices=ready.judge.devices,
             checkpoints=Checkpoints(stage.checkpoints, recipe.model.base, settings.keep_checkpoints),
             metrics=stage.metrics,
-            validate=(lambda: soft_log_loss(ready.judge(validation, "validating").p_pass, truths))
-            if validation
-            else None,
+            validate=(lambda: log_loss(ready.judge(validation, "validating").p_pass, truths)) if validation else None,
             resume_line=resume_line,
         ),
         resume,
