@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-all check bench bench-verdict docs lock clean
+.PHONY: quickstart test test-all check bench bench-verdict bench-data docs lock clean
 
 quickstart: .venv/ready
 	$(BIN)/luthier quickstart
@@ -21,13 +21,23 @@ check: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-bench: bench-verdict
+bench: bench-verdict bench-data
 
 bench-verdict: .venv/ready
 	$(BIN)/python benchmarks/verdict/run.py
 
+# The peers' libraries are of the same releases as ours; what only they need comes into a place of their own.
+bench-data: .venv/ready .venv-peers/ready
+	$(BIN)/python benchmarks/data/run.py --python .venv-peers/bin/python
+
+.venv-peers/ready: benchmarks/data/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet -r benchmarks/data/peers.txt
+	touch .venv-peers/ready
+
 docs: .venv/ready
 	$(BIN)/python -m luthier.recipedocs > docs/recipe.md
+	$(BIN)/python -m luthier.stepdocs > docs/steps.md
 
 lock:
 	uv pip compile requirements.in --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
@@ -41,4 +51,4 @@ lock:
 	touch .venv/ready
 
 clean:
-	rm -rf .venv quickstart-run* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers tables quickstart-run* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ import pytest
 from luthier.errors import DataError, RecipeError, RequestError
 from luthier.recipefile import load_recipe, stage_recipes
 from luthier.stages.prepare import split_rows
-from luthier.stages.sources import table_spec, trained_sources
+from luthier.stages.sources import table_request, trained_sources
 
 ROOT = Path(__file__).parents[1]
 SPEAKING = ROOT / "recipes" / "speaking.yaml"
@@ -20,9 +20,9 @@ def stages(*overrides: str):
 
 
 def test_variables_in_a_source_are_those_of_the_stage(tmp_path: Path) -> None:
-    spec = table_spec(stages("vars.folder=/data", "data.sources.form-1764-train.path=${folder}/a.parquet"))
-    assert spec.sources["form-1764-train"][0].path == "/data/a.parquet"
-    assert [split for _, split in spec.sources.values()] == ["train", "test", "train", "test"]
+    request = table_request(stages("vars.folder=/data", "data.sources.form-1764-train.path=${folder}/a.parquet"))
+    assert {source.name: source.path for source, _ in request.sources}["form-1764-train"] == "/data/a.parquet"
+    assert [split for _, split in request.sources] == ["train", "test", "train", "test"]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_variables_in_a_source_are_those_of_the_stage(tmp_path: Path) -> None:
 )
 def test_stages_that_disagree_on_how_rows_are_read_are_refused(override: str) -> None:
     with pytest.raises(RequestError, match=r"stage"):
-        table_spec(stages(override))
+        table_request(stages(override))
 
 
 def test_a_stage_has_been_trained_on_what_its_ancestors_were() -> None:
@@ -46,7 +46,8 @@ def test_a_stage_has_been_trained_on_what_its_ancestors_were() -> None:
 
 
 def test_a_speaker_heard_in_an_earlier_stage_is_not_held_out(tmp_path: Path) -> None:
-    from luthier.data.table import Table, TableRow
+    from luthier.data.rows import TableRow
+    from luthier.data.table import Table
     from luthier.schema import Message, Part, Provenance, Row, Target
 
     def item(name: str, group: str, source: str, split: str) -> TableRow:
@@ -64,7 +65,8 @@ def test_a_speaker_heard_in_an_earlier_stage_is_not_held_out(tmp_path: Path) -> 
 
 
 def test_a_row_of_two_sources_is_used_once(tmp_path: Path) -> None:
-    from luthier.data.table import Table, TableRow
+    from luthier.data.rows import TableRow
+    from luthier.data.table import Table
     from luthier.schema import Message, Part, Provenance, Row, Target
 
     def item(name: str, group: str, source: str, split: str) -> TableRow:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from users_manner import ANSWERS
 
 from luthier.assess.targets import make_target
-from luthier.data.formats import graded_row
+from luthier.data import graded
+from luthier.data.context import Context
 from luthier.data.media import load_audio
-from luthier.data.readers import read_source
+from luthier.data.readers import Broken, columns_seen, open_source, peek
 from luthier.evaluate.verdicts import Judge
 from luthier.models import adapters
 from luthier.models.adapters import bare
@@ -32,7 +33,7 @@ from luthier.models.verdict import VerdictModel
 from luthier.recipe import Limits, Recipe, Source
 from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.devices import Devices
-from luthier.schema import Drop, Provenance, Row
+from luthier.schema import Draft, Row, content_id
 from luthier.stages.prepare import build_model
 from luthier.train.loop import Job, train
 from luthier.train.optim import make_optimizer
@@ -65,21 +66,20 @@ class Recordings:
     def read(cls, paths: dict[str, Path], settings: Recipe) -> Recordings:
         """Read every usable row; what a table's checks drop is left out on both sides alike."""
         rows: dict[str, list[Row]] = {}
-        audio = {}
+        audio: dict[str, bytes] = {}
         for name, path in paths.items():
             rows[name] = []
-            for origin, record in read_source(Source(name=name, path=str(path)), settings.data.columns):
-                found = graded_row(
-                    record,
-                    settings.data.columns,
-                    settings.task.scale,
-                    settings.data.limits,
-                    Provenance(name, origin),
-                    name,
-                )
-                if not isinstance(found, Drop):
-                    rows[name].append(found.row)
-                    audio[found.row.media[0]] = found.media
+            source = Source(name=name, path=str(path))
+            reading, data = open_source(source, settings.data.columns.id), settings.data
+            about = Context(source, name, reading.folder, reading.trusted, columns_seen(peek(reading)), data.columns)
+            convert = graded.adapter(replace(about, scale=settings.task.scale, limits=data.limits))
+            for origin, record in reading:
+                found = record if isinstance(record, Broken) else convert(origin, record)
+                if isinstance(found, Draft):
+                    row = found.row
+                    identity = content_id(row.messages, row.target)
+                    rows[name].append(replace(row, id=identity, group=row.group or identity))
+                    audio |= found.blobs
         return cls(rows, audio, settings.data.limits)
 
     def waveform(self, reference: str) -> np.ndarray:

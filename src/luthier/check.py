@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from luthier.data.table import Table, build_table
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 from luthier.recipefile import stage_recipes
-from luthier.stages.sources import table_spec, trained_sources
+from luthier.stages.sources import table_request, trained_sources
 from luthier.train.plan import make_plan
 
 
@@ -68,13 +68,14 @@ def _sources(stages: dict[str, Recipe], folder: Path, found: Checked) -> dict[st
     tables: dict[str, Table] = {}
     lines = []
     try:
-        spec = table_spec(stages)
+        request = table_request(stages)
     except LuthierError as error:
         found.problems.append(str(error))
         return tables
-    for name, (source, split) in spec.sources.items():
+    for source, split in request.sources:
+        name = source.name
         try:
-            tables[name] = build_table([(source, split)], spec.columns, spec.scale, spec.limits, folder / name)
+            tables[name] = build_table(replace(request, sources=((source, split),)), folder / name)
         except LuthierError as error:
             found.problems.append(f"data.sources.{name}: {error}")
             lines.append([name, split, "–", "–", "cannot be used"])

@@ -13,6 +13,8 @@ from types import FrameType
 from typing import Any
 
 from luthier import __version__
+from luthier.clidata import data_parser
+from luthier.cliwords import add_recipe, add_verb
 from luthier.errors import LuthierError, RequestError
 
 
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"luthier {__version__}")
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    verb = _verb(
+    verb = add_verb(
         verbs,
         "quickstart",
         _quickstart,
@@ -65,33 +67,33 @@ def parser() -> argparse.ArgumentParser:
         "luthier quickstart --out my-first-run",
     )
     verb.add_argument("--out", type=Path, help="a new folder (default: quickstart-run, or the next free number)")
-    verb = _verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
+    verb = add_verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
     verb.add_argument("kind", help="speaking or quickstart")
     verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
-    verb = _verb(
+    verb = add_verb(
         verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml"
     )
-    _recipe(verb)
-    verb = _verb(
+    add_recipe(verb)
+    verb = add_verb(
         verbs,
         "rehearse",
         _rehearse,
         "the recipe end to end at toy size, offline",
         "luthier rehearse recipes/speaking.yaml",
     )
-    _recipe(verb)
+    add_recipe(verb)
     verb.add_argument("--out", type=Path, help="a new folder (default: a temporary one)")
-    verb = _verb(
+    verb = add_verb(
         verbs,
         "run",
         _run,
         "data, stages, evaluation, report",
         "luthier run recipes/speaking.yaml --out runs/a --set train.epochs=3",
     )
-    _recipe(verb)
+    add_recipe(verb)
     verb.add_argument("--out", type=Path, help="a new folder (default: runs/NAME)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    verb = _verb(
+    verb = add_verb(
         verbs,
         "predict",
         _predict,
@@ -102,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="recordings")
     verb.add_argument("--question", default="", help="what was asked")
     verb.add_argument("--stage", default="", help="which stage (default: the last finished one)")
-    verb = _verb(
+    verb = add_verb(
         verbs,
         "score",
         _score,
@@ -117,37 +119,11 @@ def parser() -> argparse.ArgumentParser:
         choices=("panel", "rater", "latent"),
         help="what log loss and Brier are held against (default: the file's own event, else panel)",
     )
-    _verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
-    verb = _verb(verbs, "report", _report, "write report.html of a run again", "luthier report runs/a")
+    data_parser(verbs)
+    add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
+    verb = add_verb(verbs, "report", _report, "write report.html of a run again", "luthier report runs/a")
     verb.add_argument("run", type=Path)
     return root
-
-
-def _verb(verbs: Any, name: str, call: Any, text: str, example: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"example: {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verb.add_argument(
-        "--json", action="store_true", help="print the figures as one JSON object, last on standard output"
-    )
-    verb.set_defaults(call=call)
-    return verb
-
-
-def _recipe(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=Path, help="a recipe file")
-    verb.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="a.b=c",
-        help="override a key; may be given many times",
-    )
 
 
 def _quickstart(options: argparse.Namespace) -> Any:

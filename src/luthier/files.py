@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from luthier.errors import DiskError, ExistsError, LuthierError
 
@@ -36,21 +36,32 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _xxh3_file(path: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+_DIGESTS = {"sha256": sha256_file, "xxh3": _xxh3_file}
+
+
 def json_text(value: Any) -> str:
     """JSON with sorted keys; NaN and infinity are refused, as JSON has no word for them."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
-def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write a whole file: temporary name, fsync, rename, fsync of the folder.
-
-    Without `durable` nothing is pushed to the disk: for caches, which a power cut may tear.
-    """
+@contextmanager
+def write_atomically(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A stream whose bytes become `path` when the block ends well, and leave nothing behind when it does not."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            stream.write(data)
+            yield stream
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -58,9 +69,19 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
         if durable:
             _sync_folder(path.parent)
     except OSError as error:
+        raise _disk_error(path, error) from error
+    finally:
         with suppress(OSError):  # where the folder itself is the trouble there is nothing to remove
             temporary.unlink(missing_ok=True)
-        raise _disk_error(path, error) from error
+
+
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a whole file: temporary name, fsync, rename, fsync of the folder.
+
+    Without `durable` nothing is pushed to the disk: for caches, which a power cut may tear.
+    """
+    with write_atomically(path, durable) as stream:
+        stream.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,11 +131,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def atomic_folder(path: Path, about: dict[str, Any], manifest: str = MANIFEST) -> Iterator[Path]:
+def atomic_folder(path: Path, about: dict[str, Any], manifest: str = MANIFEST, durable: bool = True) -> Iterator[Path]:
     """Fill the yielded temporary folder; on leaving it becomes `path`, sealed by a manifest.
 
-    `about`, as it is on leaving, is kept in the manifest beside the digests. Raises ExistsError when `path` is
-    there already and DiskError when a write fails; then, and on any other exception, nothing is left behind.
+    `about`, as it is on leaving, is kept in the manifest beside the digests. Without `durable` nothing is pushed to
+    the disk and the digests are XXH3's: for caches, which are made again when they are torn. Raises ExistsError when
+    `path` is there already and DiskError when a write fails; then, and on any other exception, nothing is left behind.
     """
     if path.exists():
         raise ExistsError(f"{path} exists already", "name another folder")
@@ -123,11 +145,12 @@ def atomic_folder(path: Path, about: dict[str, Any], manifest: str = MANIFEST) -
         temporary.mkdir(parents=True)
         yield temporary
         files = sorted(item for item in temporary.rglob("*") if item.is_file())
-        for item in files:
+        kind = "sha256" if durable else "xxh3"
+        for item in files if durable else ():
             with item.open("rb") as stream:
                 os.fsync(stream.fileno())
         digests = {
-            str(item.relative_to(temporary)): {"sha256": sha256_file(item), "size": item.stat().st_size}
+            str(item.relative_to(temporary)): {kind: _DIGESTS[kind](item), "size": item.stat().st_size}
             for item in files
         }
         write_json(temporary / manifest, {**about, "files": digests})
@@ -152,14 +175,17 @@ def verify_folder(path: Path, name: str = MANIFEST) -> str | None:
     if not manifest.is_file():
         return f"{name} is missing"
     try:
-        files = {str(file): (about["size"], about["sha256"]) for file, about in read_json(manifest)["files"].items()}
+        files = {
+            str(file): (about.pop("size"), *about.popitem()) for file, about in read_json(manifest)["files"].items()
+        }
+        digests = {file: (size, _DIGESTS[kind], digest) for file, (size, kind, digest) in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{name} cannot be read"
-    for file, (size, digest) in files.items():
+    for file, (size, digest_of, digest) in digests.items():
         item = path / file
         if not item.is_file():
             return f"{file} is missing"
-        if item.stat().st_size != size or sha256_file(item) != digest:
+        if item.stat().st_size != size or digest_of(item) != digest:
             return f"{file} is not what was written"
     return None
 

@@ -251,7 +251,7 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if not isinstance(items, list):
             problems.append(f"{where}: a list is expected, not {value!r}")
             return _BAD
-        return [str(item) for item in items]
+        return items if get_args(hint)[0] is Any else [str(item) for item in items]
     return _scalar(hint, value, where, problems)
 
 

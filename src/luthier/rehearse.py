@@ -14,12 +14,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from luthier.console import say
-from luthier.data.readers import read_source
+from luthier.data import graded
+from luthier.data.context import Context
+from luthier.data.readers import columns_seen, open_source, peek
 from luthier.data.simulate import write_forms
 from luthier.errors import SourceError
 from luthier.recipe import Columns, Recipe, Source
 from luthier.recipefile import stage_recipes, to_tree
-from luthier.stages.sources import table_spec
+from luthier.stages.sources import table_request
 
 ROWS = 64
 
@@ -30,12 +32,13 @@ def rehearsal(recipe: Recipe, folder: Path) -> dict[str, Any]:
     _smaller(tree)
     for stage in tree["stages"].values():
         _smaller(stage)
-    spec = table_spec(stage_recipes(recipe))
-    columns = spec.columns
+    request = table_request(stage_recipes(recipe))
+    columns = request.columns
     standins: dict[str, Path] = {}
     for stage in tree["stages"].values():
         stage.get("data", {}).pop("sources", None)  # all of them are written out below, as the stages resolve them
-    for name, (source, split) in spec.sources.items():
+    for source, split in request.sources:
+        name = source.name
         tree["data"]["sources"][name] = where = asdict(source) | {"limit": ROWS}
         reason = _unreachable(source, columns)
         if reason:
@@ -60,12 +63,11 @@ def _smaller(tree: dict[str, Any]) -> None:
 def _unreachable(source: Source, columns: Columns) -> str:
     """Why the source cannot be read, or an empty text."""
     try:
-        next(iter(read_source(source, columns)))
+        first = peek(open_source(source), ROWS)
+        graded.adapter(Context(source, found=columns_seen(first), columns=columns))
     except SourceError as error:
         return error.message
-    except StopIteration:
-        return "has no rows"
-    return ""
+    return "" if first else "has no rows that can be read"
 
 
 def _standin(name: str, tested: bool, columns: Columns, folder: Path, made: dict[str, Path]) -> Path:

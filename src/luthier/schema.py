@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,13 +40,26 @@ class Message:
 
     role: Role
     content: tuple[Part, ...]
+    more: str = ""
+    """What else a turn carries (tool_calls, tool_call_id, name), as a JSON object with sorted keys; "" for nothing."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"role": self.role, "content": [part.to_json() for part in self.content]}
+        found: dict[str, Any] = {"role": self.role, "content": [part.to_json() for part in self.content]}
+        return {**json.loads(self.more), **found} if self.more else found
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Message:
-        return cls(role=value["role"], content=tuple(Part.from_json(part) for part in value["content"]))
+        more = {key: item for key, item in value.items() if key not in ("role", "content")}
+        return cls(
+            role=value["role"],
+            content=tuple(Part.from_json(part) for part in value["content"]),
+            more=canonical(more) if more else "",
+        )
+
+    @property
+    def text(self) -> str:
+        """The text parts of this turn, joined by newlines."""
+        return "\n".join(part.text or "" for part in self.content if part.type == "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +95,10 @@ class Target:
         )
 
 
+NO_TARGET = Target()
+"""What a row has whose answers are its own assistant turns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Where a row comes from. `source` is the recipe's name for it, `origin` the file and row in it."""
@@ -102,6 +120,8 @@ class Row:
     group: str
     split: str
     provenance: Provenance
+    more: str = ""
+    """Columns of the source that mean nothing to us, as a JSON object with sorted keys; no part of the id."""
 
     @property
     def text(self) -> str:
@@ -122,13 +142,27 @@ class Row:
 
 def content_id(messages: tuple[Message, ...], target: Target) -> str:
     """A row's id: the first 16 hex digits of the sha256 of its messages and target."""
-    text = json.dumps(
-        [[message.to_json() for message in messages], target.to_json()],
-        sort_keys=True,
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
+    text = canonical([[message.to_json() for message in messages], target.to_json()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def canonical(value: Any) -> str:
+    """JSON of which equal values have one spelling: sorted keys, no spaces, no escapes beyond the needed ones."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A row on its way into a table, with what the table will keep beside it.
+
+    `blobs` holds the original bytes of the media that the row refers to, by reference; `seconds` is the length of
+    its sound; `aux` numeric columns that are carried along. `row.id` is "" until the table gives it one.
+    """
+
+    row: Row
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+    seconds: float = 0.0
+    aux: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +172,4 @@ class Drop:
     source: str
     origin: str
     reason: str
-    detail: str = field(default="")
+    detail: str = ""

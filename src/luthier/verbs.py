@@ -67,7 +67,16 @@ def run(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (), re
     return _run(load_recipe(recipe, overrides), recipe, out, overrides, resume)
 
 
+def _refuse_chat(loaded: Recipe, recipe: Path) -> None:
+    if any(stage.task.kind == "chat" for stage in stage_recipes(loaded).values()):
+        raise RequestError(
+            f"{recipe}: task.kind: chat does not train yet",
+            f"luthier data build {recipe} makes its table, luthier check {recipe} examines it with the chat template",
+        )
+
+
 def _run(loaded: Recipe, source: Path, out: Path | None, overrides: Sequence[str], resume: bool) -> dict[str, Any]:
+    _refuse_chat(loaded, source)
     folder = out or Path("runs") / (loaded.name or source.stem)
     line = _command(source, folder, overrides)
     rundir = _open(loaded, folder, line, resume)
@@ -124,18 +133,15 @@ def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
 
 
 def _work(rundir: RunDir, loaded: Recipe, resume: bool, resume_line: str) -> None:
-    from luthier.data.table import MANIFEST as TABLE
+    from luthier.data.mixture import MANIFEST as TABLE
     from luthier.data.table import build_table, read_table
     from luthier.runtime.devices import describe
     from luthier.stages.run import run_stage
-    from luthier.stages.sources import table_spec
+    from luthier.stages.sources import table_request
 
     stages = stage_recipes(loaded)
-    spec = table_spec(stages)
-    if (rundir.data / TABLE).is_file():
-        rows = read_table(rundir.data)
-    else:
-        rows = build_table(list(spec.sources.values()), spec.columns, spec.scale, spec.limits, rundir.data)
+    request = table_request(stages)
+    rows = read_table(rundir.data) if (rundir.data / TABLE).is_file() else build_table(request, rundir.data)
     rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": rows.digest})
     for name in stages:
         run_stage(rundir, name, stages, rows, resume=resume, resume_line=resume_line)
@@ -162,6 +168,7 @@ def rehearse(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (
     from luthier.rehearse import rehearsal
 
     loaded = load_recipe(recipe, overrides)
+    _refuse_chat(loaded, recipe)
     folder = out or Path(tempfile.mkdtemp(prefix="luthier-rehearsal-"))
     refuse_existing(folder)
     import yaml

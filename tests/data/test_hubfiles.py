@@ -1,5 +1,6 @@
 """A hub dataset read over a loopback server, and the failures of a hub told by name and within seconds."""
 
+import gzip
 import json
 import os
 import socket
@@ -16,19 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from luthier.data.hubfiles import _reason, split_files
+from luthier.data.hubfiles import reason_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_" + "notARealToken" * 2
 READ = """
 import sys
-from luthier.data.readers import read_source
+from luthier.data.context import Context
+from luthier.data.places import media_bytes
+from luthier.data.readers import open_source
 from luthier.errors import SourceError
-from luthier.recipe import Columns, Source
+from luthier.recipe import Source
 try:
-    for origin, record in read_source(Source(name="speech", hub=sys.argv[1], split=sys.argv[2]), Columns()):
-        sound = record["audio"]
-        print(origin, record["prompt"], sound if isinstance(sound, bytes) else sound.read_bytes())
+    where = {"path": sys.argv[1]} if "://" in sys.argv[1] else {"hub": sys.argv[1]}
+    source = Source(name="speech", split=sys.argv[2], **where)
+    reading = open_source(source)
+    print(reading.sniffed, "at", reading.revision, file=sys.stderr)
+    for origin, record in reading:
+        print(origin, record["prompt"], media_bytes(record["audio"], Context(source, folder=reading.folder)))
 except SourceError as error:
     sys.exit(f"REFUSED {error}")
 """
@@ -129,22 +135,6 @@ def parquet(prompt: str) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def test_layouts_in_their_order() -> None:
-    names = [
-        "README.md",
-        "data/train-00001-of-00002.parquet",
-        "data/train-00000-of-00002.parquet",
-        "train/x.parquet",
-        "data/sub/train-9.parquet",
-        "test/a.parquet",
-        "validation-1.parquet",
-    ]
-    assert split_files(names, "train") == ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
-    assert split_files(names, "test") == ["test/a.parquet"]
-    assert split_files(names, "validation") == ["validation-1.parquet"]
-    assert split_files(names, "dev") == []
-
-
 def test_shards_of_a_split_are_read_in_order(hub: Hub, tmp_path: Path) -> None:
     hub.files["o/speech", "main"] = {
         "data/train-00001-of-00002.parquet": parquet("second"),
@@ -158,7 +148,31 @@ def test_shards_of_a_split_are_read_in_order(hub: Hub, tmp_path: Path) -> None:
         "train-00000-of-00002.parquet#1 first b'snd'",
         "train-00001-of-00002.parquet#1 second b'snd'",
     ]
+    assert f"2 files of parquet at {COMMIT}" in err
     assert f"Bearer {TOKEN}" in hub.seen_tokens
+
+
+@pytest.mark.parametrize("name", ["train.json", "data/train.jsonl", "train-0.jsonl.gz", "rows.json"])
+def test_json_of_a_split_packed_or_not(hub: Hub, tmp_path: Path, name: str) -> None:
+    line = b'{"audio": "data:,snd", "prompt": "p", "grade": 2}\n'
+    hub.files["o/lines", "main"] = {
+        name: gzip.compress(line) if name.endswith("gz") else line * 2,
+        "config.json": b"{}",
+    }
+    code, out, err = read(hub.url, tmp_path, "o/lines")
+    assert code == 0, err
+    assert out.splitlines()[0] == f"{name.rsplit('/', 1)[-1]}#1 p b'snd'"
+    assert f"at {COMMIT}" in err
+
+
+def test_one_file_by_its_address(hub: Hub, tmp_path: Path) -> None:
+    hub.files["o/speech", "main"] = {"data/some.parquet": parquet("first")}
+    code, out, err = read(hub.url, tmp_path, "hf://datasets/o/speech/data/some.parquet")
+    assert (code, out) == (0, "some.parquet#1 first b'snd'\n"), err
+    assert f"1 file of parquet at {COMMIT}" in err
+    code, _, err = read(hub.url, tmp_path, "hf://datasets/o/speech/data/none.parquet")
+    assert code == 1
+    assert "hub dataset o/speech: data/none.parquet" in err
 
 
 def test_the_converted_parquet_and_then_a_table_with_its_sound(hub: Hub, tmp_path: Path) -> None:
@@ -189,7 +203,7 @@ def test_what_is_missing_is_named(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_reason_is_one_line_without_a_token() -> None:
-    assert _reason(ValueError(f"bad header Bearer {TOKEN}\nmore")) == "ValueError: bad header Bearer hf_***"
+    assert reason_of(ValueError(f"bad header Bearer {TOKEN}\nmore")) == "ValueError: bad header Bearer hf_***"
 
 
 def test_nothing_listens(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.split import check_groups, check_media, validation_split
-from luthier.data.table import TableRow
+from luthier.data.rows import TableRow
+from luthier.data.split import check_groups, check_media, split_of, stratified, validation_split
 from luthier.errors import DataError
 from luthier.schema import Message, Part, Provenance, Row, Target
 
@@ -64,3 +64,31 @@ def test_a_shared_recording_is_an_error() -> None:
     with pytest.raises(DataError, match="1 recording is in both train and test, such as a t#0 and b t#4"):
         check_media([item("s1", media="x"), item("s2", media="y")], [item("s3", 4, "x", "b")])
     check_media([item("s1", media="x")], [item("s1", media="z")])
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups=st.lists(st.text(max_size=4), min_size=1, max_size=80, unique=True), seed=st.integers(0, 99))
+def test_a_hash_split_looks_at_nothing_but_the_group(groups: list[str], seed: int) -> None:
+    first = {group: split_of(seed, group, 0.1, 0.2) for group in groups[: len(groups) // 2]}
+    later = {group: split_of(seed, group, 0.1, 0.2) for group in reversed(groups)}
+    assert first.items() <= later.items()
+    for group in groups:  # a wider validation side takes from train alone
+        assert later[group] in (split_of(seed, group, 0.3, 0.2), "train")
+
+
+def test_hash_shares_are_near_what_is_asked_in_every_stratum() -> None:
+    for stratum in ("", "pass", "fail"):
+        found = [split_of(3, f"g{i}", 0.1, 0.2, stratum) for i in range(5000)]
+        assert abs(found.count("validation") - 500) < 5 * (5000 * 0.1 * 0.9) ** 0.5
+        assert abs(found.count("test") - 1000) < 5 * (5000 * 0.2 * 0.8) ** 0.5
+    with pytest.raises(DataError, match="nothing to train on"):
+        split_of(3, "g", 0.5, 0.5)
+
+
+def test_stratified_shares_are_exact_and_groups_stay_whole() -> None:
+    groups = [f"g{i}" for i in range(100)] + ["speaker"] * 10
+    strata = ["pass"] * 80 + ["fail"] * 20 + ["pass", "fail"] * 5
+    found = stratified(groups, strata, 0.1, 0.2, 3)
+    assert [found[:80].count(side) for side in ("validation", "test")] == [8, 16]
+    assert [found[80:100].count(side) for side in ("validation", "test")] == [2, 4]
+    assert len(set(found[100:])) == 1

@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from luthier.data import table as tables
-from luthier.data.table import Table, build_table, read_table
+from luthier.data import shards
+from luthier.data.request import TableRequest
+from luthier.data.rows import SCHEMA
+from luthier.data.table import Table, build_table, iter_rows, read_table
 from luthier.errors import DataError, ExistsError, SourceError
 from luthier.files import sha256_file, verify_folder
-from luthier.recipe import Columns, Limits, Scale, Source
+from luthier.recipe import Columns, Source
 from luthier.schema import Target
 
 SPEAKING = Path(__file__).parents[2].parent / "shared" / "data" / "speaking" / "form-1764-test.parquet"
@@ -51,7 +53,7 @@ def write(path: Path, rows: list[dict[str, Any]], group: int = 100) -> Source:
 
 
 def build(sources: Sequence[tuple[Source, str]], folder: Path) -> Table:
-    return build_table(sources, COLUMNS, Scale(), Limits(), folder)
+    return build_table(TableRequest(tuple(sources), columns=COLUMNS), folder)
 
 
 def test_a_table_is_built_and_read_back_equal(tmp_path: Path) -> None:
@@ -79,7 +81,11 @@ def test_a_table_is_built_and_read_back_equal(tmp_path: Path) -> None:
         "merged": 2,
         "dropped": {"grade_outside_scale": 1, "unreadable_audio": 1},
     }
-    assert [line["origin"] for line in ledger[2:]] == ["a.parquet#13 u0", "a.parquet#14 u1"]
+    assert [line["origin"] for line in ledger[2:4]] == ["a.parquet#13 u0", "a.parquet#14 u1"]
+    assert [(line["origin"], line["into"]) for line in ledger[4:]] == [
+        (f"a.parquet#{number} u2", found.rows[2].row.id) for number in (15, 16)
+    ]
+    assert list(iter_rows(tmp_path / "data", {"split": "test"})) == found.rows[12:]
     assert len(found.select(["a"])) == 12
     assert len(found.select(split="test")) == 5
     assert found.select(["a"], "test") == []
@@ -90,27 +96,16 @@ def test_what_lies_on_disk(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert verify_folder(folder, "manifest.json") is None
-    assert {"rows-00000.parquet", "ledger.jsonl"} <= set(manifest.pop("files"))
-    assert manifest == {
-        "rows": 4,
-        "digest": built.digest,
-        "parquet": {"rows-00000.parquet": sha256_file(folder / "rows-00000.parquet")},
-        "sources": {"a": {"in": 4, "kept": 4, "merged": 0, "dropped": {}}},
-    }
-    assert pq.read_schema(folder / "rows-00000.parquet").names == [
-        "id",
-        "messages",
-        "target",
-        "group",
-        "split",
-        "source",
-        "origin",
-        "license",
-        "attribution",
-        "parents",
-        "seconds",
-        "aux",
-    ]
+    assert {"rows-00000.parquet", "ledger.jsonl"} <= set(manifest["files"])
+    assert (manifest["rows"], manifest["digest"], manifest["splits"]) == (4, built.digest, {"train": 4})
+    assert manifest["files"]["rows-00000.parquet"]["sha256"] == sha256_file(folder / "rows-00000.parquet")
+    source = manifest["sources"]["a"]
+    assert (source["in"], source["kept"], source["merged"], source["dropped"]) == (4, 4, 0, {})
+    assert source["files_read"] == {"a.parquet": sha256_file(tmp_path / "a.parquet")}
+    assert (source["format"], source["sniffed"]) == ("graded", "1 file of parquet")
+    names = pq.read_schema(folder / "rows-00000.parquet").names
+    assert names == SCHEMA.names
+    assert {"id", "messages", "target", "group", "split", "source", "origin", "license", "parents"} <= set(names)
     assert {item.name for item in (folder / "media").iterdir()} == {
         item.row.media[0].removeprefix("sha256:") for item in built.rows
     }
@@ -121,7 +116,8 @@ def test_what_lies_on_disk(tmp_path: Path) -> None:
 def test_the_digest_follows_content_and_not_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, rows = tmp_path / "a.parquet", records(7)
     first = build([(write(source, rows), "train")], tmp_path / "one")
-    monkeypatch.setattr(tables, "SHARD_ROWS", 3)
+    monkeypatch.setattr(shards, "_MOST_ROWS", 3)
+    monkeypatch.setattr(shards, "_LEAST_ROWS", 3)
     second = build([(write(source, rows, group=2), "train")], tmp_path / "two")
     assert len(list((tmp_path / "two").glob("rows-*.parquet"))) == 3
     assert second.digest == first.digest
@@ -138,9 +134,13 @@ def test_nothing_is_left_behind_when_it_fails(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         build([good, (Source(name="gone", path=str(tmp_path / "gone.csv")), "test")], tmp_path / "data")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.parquet", "quiet.parquet"]
-    build([good], tmp_path / "data")
-    with pytest.raises(ExistsError):
+    before = build([good], tmp_path / "data")
+    assert build([good], tmp_path / "data") == before
+    write(tmp_path / "a.parquet", records(4))
+    with pytest.raises(ExistsError, match="made from other sources"):
         build([good], tmp_path / "data")
+    with pytest.raises(ExistsError, match="is no table"):
+        build([good], tmp_path)
 
 
 def test_a_changed_table_is_refused(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_changed_table_is_refused(tmp_path: Path) -> None:
 def test_the_speaking_test_set(tmp_path: Path) -> None:
     columns = Columns(raters=["rater_1", "rater_2"], held_back=["rater_3", "rater_4", "rater_5"])
     source = Source(name="form-1764-test", path=str(SPEAKING))
-    found = build_table([(source, "test")], columns, Scale(), Limits(), tmp_path / "data")
+    found = build_table(TableRequest(((source, "test"),), columns=columns), tmp_path / "data")
     assert len(found.rows) == 200
     assert sum(row.row.target.grade == 3.5 for row in found.rows) == 27
     assert len({row.row.group for row in found.rows}) == 10

@@ -1,142 +1,154 @@
-"""Turns a raw record of a graded table into a row with its recording, or into a drop with its reason.
+"""The formats of records by name: which one a table has, who reads it, and the way back.
 
-Knows columns, grades and raters; refuses to know files, sources on disk and models. Text is kept as it
-was written, but for Unicode normal form C, so that equal prompts are equal.
+Knows names and the columns that give a format away; refuses to know how a format is read or written. Adapters are
+imported when they are used.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import difflib
+import importlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
-from luthier.data import media
-from luthier.data.readers import ERROR, column_for
-from luthier.errors import MediaError
-from luthier.schema import Drop, Message, Part, Provenance, Row, Target, content_id
+import orjson
 
-if TYPE_CHECKING:
-    from luthier.recipe import Columns, Limits, Scale
+from luthier.data import pairs
+from luthier.data.context import Adapter, Context, Record
+from luthier.data.conversations import LISTS, TURNS
+from luthier.data.exporting import WRITERS, export_rows
+from luthier.errors import DataError, RequestError
+from luthier.recipe import Columns
+from luthier.schema import Row
 
-MAX_BYTES = 512 * 2**20
-REASONS = (
-    *media.REASONS,
-    "missing_audio",
-    "missing_grade",
-    "grade_not_a_number",
-    "grade_outside_scale",
-    "missing_prompt",
-    "path_outside_folder",
-    "broken_line",
+FORMATS = (
+    "graded",
+    "sharegpt",
+    "messages",
+    "ultrachat",
+    "alpaca",
+    "prompt_completion",
+    "text",
+    "image_caption",
 )
+EXPORTS = tuple(WRITERS)
+REASONS = tuple(dict.fromkeys(pairs.REASONS))
+"""Why a record of any format but graded makes no row; pictures add their own words."""
+_ADAPTERS = {
+    "graded": "luthier.data.graded:adapter",
+    **{name: f"luthier.data.conversations:{name}" for name in ("sharegpt", "messages", "ultrachat")},
+    **{name: f"luthier.data.pairs:{name}" for name in ("alpaca", "prompt_completion", "text", "image_caption")},
+}
+_NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "graded": (tuple(Columns().audio), tuple(Columns().grade)),
+    "sharegpt": (TURNS[:3],),
+    "messages": (("messages",),),
+    "ultrachat": (LISTS,),
+    "alpaca": (("instruction",), ("output",)),
+    "prompt_completion": (pairs.PROMPTS, pairs.COMPLETIONS),
+    "image_caption": ((*pairs.IMAGES, "audio", "audios"), (*pairs.CAPTIONS, "label")),
+    "text": (("text",),),
+}
+"""For each format, the sets of columns of each of which it needs one; tried in this order."""
+_ROLES = {
+    "graded": ("audio", "grade"),
+    "sharegpt": ("messages",),
+    "messages": ("messages",),
+    "ultrachat": ("messages",),
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "image_caption": ("image", "text"),
+    "text": ("text",),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Graded:
-    """A usable row, the original bytes of its recording, its length, and the `keep` columns as numbers."""
+def detect(records: Sequence[Record], mapped: Mapping[str, str] | None = None) -> str:
+    """The format that most of the first records have; broken ones and null conversations do not vote.
 
-    row: Row
-    media: bytes
-    seconds: float
-    aux: dict[str, float]
-
-
-class _Unusable(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
-def graded_row(
-    record: dict[str, Any], columns: Columns, scale: Scale, limits: Limits, where: Provenance, split: str
-) -> Graded | Drop:
-    """Check a record from `readers.read_source` and decode its recording once.
-
-    The row is one user turn, prompt then audio (`sha256:` of the original bytes); its group is the speaker,
-    or its own id where there is none. The drop's reason is one word of `REASONS`.
+    `mapped` gives names of columns by role, as `Source.columns` does. Raises DataError with the columns that were
+    found and what each format misses.
     """
-    try:
-        if ERROR in record:
-            raise _Unusable(*record[ERROR])
-        grade = _number(record, column_for(columns.grade, record), scale)
-        if grade is None:
-            raise _Unusable("missing_grade", f"no value in {' or '.join(columns.grade)}")
-        target = Target(
-            grade=grade,
-            raters=_panel(record, columns.raters, scale),
-            held_back=_panel(record, columns.held_back, scale),
-        )
-        prompt = _prompt(record, columns.prompt)
-        aux = {name: value for name in columns.keep if (value := _number(record, name, None)) is not None}
-        data = _bytes(record, columns.audio)
-        seconds = len(media.load_audio(data, limits)) / media.RATE
-    except (_Unusable, MediaError) as problem:
-        return Drop(where.source, where.origin, problem.reason, problem.detail)
-    sound = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    messages = (Message("user", (Part("text", text=prompt), Part("audio", media=sound))),)
-    identity = content_id(messages, target)
-    group = _label(record, columns.group) or identity
-    return Graded(Row(identity, messages, target, group, split, where), data, seconds, aux)
+    mapped = mapped or {}
+    votes = Counter(name for record in records if (name := _vote(record, mapped)))
+    if votes:
+        return votes.most_common(1)[0][0]
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    by_name = [name for name in FORMATS if not _missing(name, columns, mapped)]
+    for name in ("sharegpt", "messages", "alpaca", "prompt_completion", "graded", "image_caption", "text"):
+        if name in by_name:
+            return name
+    lines = [f"{name} needs {' and '.join(_missing(name, columns, mapped))}" for name in _NEEDS]
+    raise DataError(
+        f"no format fits the columns {', '.join(map(str, columns)) or '(none)'}: " + "; ".join(lines),
+        "map the columns, such as `columns: {prompt: question, completion: reply}`, or name the `format`",
+    )
 
 
-def _number(record: dict[str, Any], name: str | None, scale: Scale | None) -> float | None:
-    """A finite number inside the scale; None where the cell is empty."""
-    value = record.get(name) if name is not None else None
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _Unusable("grade_not_a_number", f"{name} is {str(value)[:60]!r}")
-    if scale is not None and not scale.minimum <= number <= scale.maximum:
-        raise _Unusable(
-            "grade_outside_scale", f"{name} is {number:g}, the scale is {scale.minimum:g} to {scale.maximum:g}"
-        )
-    return number
+def adapter(name: str, context: Context) -> Adapter:
+    """Who reads records of the format `name`. Raises RequestError for a name that is not in `FORMATS`."""
+    if name not in _ADAPTERS:
+        raise _unknown(name, FORMATS)
+    module, function = _ADAPTERS[name].split(":")
+    return cast("Adapter", getattr(importlib.import_module(module), function)(context))
 
 
-def _panel(record: dict[str, Any], names: Sequence[str], scale: Scale) -> tuple[float, ...]:
-    """The raters that gave a mark; one who gave none is left out, as panels differ from row to row."""
-    marks = (_number(record, name, scale) for name in names)
-    return tuple(mark for mark in marks if mark is not None)
+def export(rows: Iterable[Row], name: str, losses: Counter[str]) -> Iterator[Record]:
+    """Rows as records of the format `name`; `losses` counts by name what it cannot hold.
+
+    Raises RequestError, before any row is read, for a name that is not in `EXPORTS`.
+    """
+    if name not in WRITERS:
+        raise _unknown(name, EXPORTS)
+    return export_rows(rows, name, losses)
 
 
-def _prompt(record: dict[str, Any], names: Sequence[str]) -> str:
-    value = record.get(column_for(names, record) or "")
-    if not isinstance(value, str) or not value.strip():
-        raise _Unusable("missing_prompt", f"no text in {' or '.join(names)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _Unusable("missing_prompt", f"the text is not valid Unicode: {error.reason}") from error
-    return unicodedata.normalize("NFC", value)
+def _unknown(name: str, names: Sequence[str]) -> RequestError:
+    near = difflib.get_close_matches(name, names, 1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return RequestError(f"{name!r} is not a format", f"{guess}there are {', '.join(names)}")
 
 
-def _bytes(record: dict[str, Any], names: Sequence[str]) -> bytes:
-    value = record.get(column_for(names, record) or "")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, Path):
-        raise _Unusable("missing_audio", f"no recording in {' or '.join(names)}")
-    try:
-        if value.stat().st_size > MAX_BYTES:
-            raise _Unusable("too_long", f"{value} is larger than {MAX_BYTES >> 20} MiB")
-        return value.read_bytes()
-    except OSError as error:
-        raise _Unusable("missing_audio", f"{value}: {error.strerror or error}") from error
+def _vote(record: Record, mapped: Mapping[str, str]) -> str:
+    names = (mapped["messages"],) if "messages" in mapped else dict.fromkeys((*TURNS, *LISTS))
+    for name in names:
+        kind = _turn_kind(record.get(name))
+        if kind == "texts" and (name in TURNS or name in LISTS or "messages" in mapped):
+            return "ultrachat"
+        if kind in ("from", "role"):
+            if kind == "role" and isinstance(record.get("prompt"), str) and "prompt_id" in record:
+                return "ultrachat"
+            return "sharegpt" if kind == "from" or name in TURNS[:3] else "messages"
+    for name in ("alpaca", "graded", "prompt_completion", "image_caption", "text"):
+        present = [column for column, value in record.items() if value is not None]
+        if not _missing(name, present, mapped):
+            return name
+    return ""
 
 
-def _label(record: dict[str, Any], names: Sequence[str]) -> str:
-    """A speaker's name as text; 7 and 7.0 are one, as empty cells turn a column of integers into floats."""
-    value = record.get(column_for(names, record) or "")
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+def _turn_kind(value: Any) -> str:
+    """`from`, `role` or `texts` by the first turn, or "" for what is no list of turns."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = orjson.loads(value)
+        except ValueError:
+            return ""
+    if not isinstance(value, list | tuple) or not value:
         return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return unicodedata.normalize("NFC", str(value)).strip().encode(errors="replace").decode()
+    first = value[0]
+    if isinstance(first, str):
+        return "texts"
+    if not isinstance(first, dict):
+        return ""
+    return "from" if first.get("from") is not None else "role" if first.get("role") is not None else ""
+
+
+def _missing(name: str, columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
+    found: list[str] = []
+    for role, names in zip(_ROLES[name], _NEEDS[name], strict=True):
+        wanted = (mapped[role],) if role in mapped else names
+        if name == "image_caption":
+            wanted = (*wanted, *(mapped[other] for other in ("audio", "label") if other in mapped))
+        if not any(column in columns for column in wanted):
+            found.append(" or ".join(wanted))
+    return found

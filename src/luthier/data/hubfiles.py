@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
+from luthier.data.folders import PICTURES, SOUNDS, TABLES, matches, shard_files, split_files
+from luthier.data.sniff import named_shape
 from luthier.errors import SourceError
 
 if TYPE_CHECKING:
@@ -19,70 +22,69 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 12.0
 CONVERTED = "refs/convert/parquet"
-SOUND_SUFFIXES = ("wav", "flac", "ogg", "opus", "mp3", "m4a", "webm", "aiff", "aac")
 
 
-def split_files(names: Sequence[str], split: str) -> list[str]:
-    """The parquet files of a split among a repository's file names, by the first layout that has any."""
-    layouts = (
-        f"data/{split}-*.parquet",
-        f"{split}/*.parquet",
-        f"{split}.parquet",
-        f"{split}-*.parquet",
-        f"{split}*.parquet",
-    )
-    for layout in layouts:
-        found = sorted(name for name in names if _matches(name, layout))
-        if found:
-            return found
-    return []
+@dataclass(frozen=True)
+class Fetched:
+    """Files of a dataset, in order, the folder that relative names begin from, and the commit that they are of."""
+
+    paths: tuple[Path, ...]
+    folder: Path
+    revision: str
 
 
-def fetch_split(source: Source) -> tuple[list[Path], Path]:
-    """Download the files of `source.split`; returns them, in order, and the folder their paths start from.
+def fetch_split(source: Source) -> Fetched:
+    """Download the files of `source.split`.
 
-    Looks for parquet of the split, then for the hub's own parquet conversion, then for a jsonl or csv of the
-    split's name, which is fetched with the recordings beside it. Raises SourceError naming source, hub id,
-    reason and mend.
+    Looks for parquet of the split, then for the hub's own parquet conversion (of no pinned revision), then for
+    jsonl, csv or json of the split, packed or not, and last for the one table of a dataset that has no splits;
+    these are fetched with the media beside them. Raises SourceError naming source, hub id, reason and mend.
     """
-    revision = source.revision or None
-    names = _list_files(source, revision)
+    names, commit = list_files(source, source.revision or None)
     found = split_files(names, source.split)
     if found:
-        return _download(source, found, revision)
-    if revision is None:
-        converted = _list_files(source, CONVERTED, optional=True)
-        found = sorted(name for name in converted if _matches(name, f"default/{source.split}/*.parquet"))
+        return _download(source, found, commit)
+    if not source.revision:
+        converted, _ = list_files(source, CONVERTED, optional=True)
+        found = sorted(name for name in converted if matches(name, f"default/{source.split}/*.parquet"))
         if found:
             return _download(source, found, CONVERTED)
-    tables = [
-        name
-        for suffix in ("jsonl", "csv")
-        for name in sorted(names)
-        if name in (f"{source.split}.{suffix}", f"data/{source.split}.{suffix}")
-    ]
-    if tables:
-        return _download_with_sound(source, tables[0], revision)
+    for shape in TABLES:
+        found = shard_files(names, source.split, shape)
+        if found:
+            return _download_with_media(source, found, commit)
+    alone = [name for name in names if "/" not in name and named_shape(name) in TABLES and not _aside(name)]
+    if source.split == "train" and len(alone) == 1:
+        return _download_with_media(source, alone, commit)
     listed = ", ".join(sorted(names)[:8]) or "no files"
-    _fail(
+    fail(
         source,
-        f"no parquet, jsonl or csv of the split {source.split!r} (it holds {listed})",
+        f"no parquet, jsonl, json or csv of the split {source.split!r} (it holds {listed})",
         f"set data.sources.{source.name}.split, or ",
     )
 
 
-def _matches(name: str, layout: str) -> bool:
-    # PurePath.match looks from the right: the depth has to agree too.
-    path = PurePosixPath(name)
-    return len(path.parts) == layout.count("/") + 1 and path.match(layout)
+def fetch_file(source: Source, dataset: str, name: str, revision: str) -> Fetched:
+    """Download one file of a dataset at a revision ("" is the newest)."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(dataset, name, repo_type="dataset", revision=revision or None, etag_timeout=5))
+    except Exception as error:  # the client raises a dozen kinds; all of them mean the same to a user
+        fail(replace(source, hub=dataset), f"{name}: {reason_of(error)}", cause=error)
+    return Fetched((path,), path.parent, _commit(path))
 
 
-def _list_files(source: Source, revision: str | None, optional: bool = False) -> list[str]:
-    """Names of all files at a revision. A thread bounds the wait: the client times each read apart."""
+def list_files(source: Source, revision: str | None, optional: bool = False) -> tuple[list[str], str]:
+    """Names of all files at a revision, and its commit. A thread bounds the wait: the client times each read apart.
+
+    Raises SourceError; a revision that is not there has no files where it is `optional`.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
     names: list[str] = []
+    commits: list[str] = []
     trouble: list[Exception] = []
 
     def ask() -> None:
@@ -90,6 +92,7 @@ def _list_files(source: Source, revision: str | None, optional: bool = False) ->
             # One request without retries: listing by folders retries for half a minute where nothing listens.
             info = HfApi().dataset_info(source.hub, revision=revision, timeout=PATIENCE_SECONDS - 4)
             names.extend(item.rfilename for item in info.siblings or [])
+            commits.append(info.sha or revision or "main")
         except Exception as error:  # whatever the client raises becomes a SourceError below
             trouble.append(error)
 
@@ -97,33 +100,32 @@ def _list_files(source: Source, revision: str | None, optional: bool = False) ->
     thread.start()
     thread.join(PATIENCE_SECONDS)
     if thread.is_alive():
-        _fail(source, f"the hub did not answer in {PATIENCE_SECONDS:g} s")
+        fail(source, f"the hub did not answer in {PATIENCE_SECONDS:g} s")
     if trouble and optional and isinstance(trouble[0], RevisionNotFoundError):
-        return []
+        return [], ""
     if trouble:
-        _fail(source, _reason(trouble[0]), cause=trouble[0])
-    return names
+        fail(source, reason_of(trouble[0]), cause=trouble[0])
+    return names, commits[0]
 
 
-def _download(source: Source, names: Sequence[str], revision: str | None) -> tuple[list[Path], Path]:
-    from huggingface_hub import hf_hub_download
-
-    paths: list[Path] = []
-    for name in names:
-        try:
-            paths.append(
-                Path(hf_hub_download(source.hub, name, repo_type="dataset", revision=revision, etag_timeout=5))
-            )
-        except Exception as error:  # the client raises a dozen kinds; all of them mean the same to a user
-            _fail(source, f"{name}: {_reason(error)}", cause=error)
-    depth = len(PurePosixPath(names[0]).parts)
-    return paths, paths[0].parents[depth - 1]
+def _aside(name: str) -> bool:
+    """Tables about a dataset, of which every other repository has one."""
+    return PurePosixPath(name).name in ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
 
 
-def _download_with_sound(source: Source, table: str, revision: str | None) -> tuple[list[Path], Path]:
+def _download(source: Source, names: Sequence[str], revision: str) -> Fetched:
+    files = [fetch_file(source, source.hub, name, revision) for name in names]
+    commits = {item.revision for item in files}
+    if len(commits) > 1:
+        fail(source, "it was changed while it was fetched", "run again, or ")
+    paths = tuple(item.paths[0] for item in files)
+    return Fetched(paths, paths[0].parents[len(PurePosixPath(names[0]).parts) - 1], commits.pop())
+
+
+def _download_with_media(source: Source, tables: Sequence[str], revision: str) -> Fetched:
     from huggingface_hub import snapshot_download
 
-    wanted = [table, *(f"*.{suffix}" for suffix in SOUND_SUFFIXES)]
+    wanted = [*tables, *(f"*.{suffix}" for suffix in (*SOUNDS, *PICTURES))]
     try:
         root = Path(
             snapshot_download(
@@ -131,11 +133,18 @@ def _download_with_sound(source: Source, table: str, revision: str | None) -> tu
             )
         )
     except Exception as error:  # as above
-        _fail(source, _reason(error), cause=error)
-    return [root / table], (root / table).parent
+        fail(source, reason_of(error), cause=error)
+    paths = tuple(root / name for name in tables)
+    return Fetched(paths, paths[0].parent, root.name)
 
 
-def _reason(error: Exception) -> str:
+def _commit(path: Path) -> str:
+    """The commit in the name of the client's cache: .../snapshots/COMMIT/..."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+
+
+def reason_of(error: Exception) -> str:
     """What happened, in one line and without a token."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -149,7 +158,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {re.sub(r'hf_[A-Za-z0-9]{4,}', 'hf_***', lines[0])[:200]}"
 
 
-def _fail(source: Source, reason: str, hint: str = "", cause: Exception | None = None) -> NoReturn:
+def fail(source: Source, reason: str, hint: str = "", cause: Exception | None = None) -> NoReturn:
+    """Raise the SourceError of a hub dataset, with the mend that always works."""
     at = f" at {source.revision}" if source.revision else ""
     raise SourceError(
         f"source {source.name}: hub dataset {source.hub}{at}: {reason}",

@@ -1,24 +1,27 @@
 """Counts what became of every record: kept, merged with an equal one, or dropped for a named reason.
 
 Knows sources and reasons; refuses to know what a row holds. The sum always closes: in = kept + merged +
-dropped.
+dropped. What happened to single records (drops, merges, changes) is written as it happens and never held in memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier import console, files
-from luthier.errors import LuthierError
+import orjson
+
+from luthier import console
+from luthier.errors import DataError, LuthierError
 from luthier.schema import Drop
 
 
 @dataclass
 class Counts:
-    """The sums of one source, in records."""
+    """The sums of one source, in records. `changed` rows are among the kept ones."""
 
     seen: int = 0
     kept: int = 0
@@ -33,35 +36,25 @@ class Counts:
             "dropped": dict(sorted(self.dropped.items())),
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Counts:
+        return cls(value["in"], value["kept"], value["merged"], Counter(value["dropped"]))
+
     def why(self) -> str:
         """The drops in words, the most frequent first: `3 silent_audio, 1 missing_grade`."""
-        words = [f"{count} {reason}" for reason, count in self.dropped.most_common()]
+        words = [f"{count:,} {reason}" for reason, count in self.dropped.most_common()]
         return ", ".join(words) or "none dropped"
 
 
 class Ledger:
-    """`saw` once for each record read, then one of `keep`, `merge`, `drop` for the same record."""
+    """The sums of all sources."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Counts] = {}
-        self.drops: list[Drop] = []
 
     def open(self, source: str) -> Counts:
         """The sums of a source; a source that yields nothing is listed too, with zeros."""
         return self.counts.setdefault(source, Counts())
-
-    def saw(self, source: str) -> None:
-        self.open(source).seen += 1
-
-    def keep(self, source: str) -> None:
-        self.open(source).kept += 1
-
-    def merge(self, source: str) -> None:
-        self.open(source).merged += 1
-
-    def drop(self, drop: Drop) -> None:
-        self.open(drop.source).dropped[drop.reason] += 1
-        self.drops.append(drop)
 
     def check(self) -> None:
         """Raise LuthierError where a source's sum does not close: a record went missing without a word."""
@@ -73,21 +66,61 @@ class Ledger:
                     "this is a fault of luthier: please report it with the recipe",
                 )
 
-    def lines(self) -> list[dict[str, Any]]:
-        """One summary per source, then one line per dropped record."""
-        summary = [{"source": source, **counts.to_json()} for source, counts in self.counts.items()]
-        dropped = [asdict(drop) for drop in self.drops]
-        return [*summary, *dropped]
-
-    def write(self, path: Path) -> None:
-        """Write `lines` as JSON lines, after `check`."""
+    def write(self, path: Path, events: Iterable[bytes] = ()) -> None:
+        """Write one summary per source, then the events (JSON lines), after `check`."""
         self.check()
-        files.write_jsonl(path, self.lines())
+        with path.open("wb") as stream:
+            for source, counts in self.counts.items():
+                stream.write(orjson.dumps({"source": source, **counts.to_json()}) + b"\n")
+            for event in events:
+                stream.write(event)
 
     def table(self) -> str:
-        """The sums as a text table."""
-        rows = [
-            [source, c.seen, c.kept, c.merged, c.dropped.total(), c.why() if c.dropped else ""]
+        """The sums as a text table, with a last line over all sources."""
+        rows: list[list[object]] = [
+            [
+                source,
+                f"{c.seen:,}",
+                f"{c.kept:,}",
+                f"{c.merged:,}",
+                f"{c.dropped.total():,}",
+                c.why() if c.dropped else "",
+            ]
             for source, c in self.counts.items()
         ]
+        if len(rows) > 1:
+            every = self.counts.values()
+            sums = [
+                sum(item) for item in zip(*((c.seen, c.kept, c.merged, c.dropped.total()) for c in every), strict=True)
+            ]
+            rows.append(["all", *(f"{value:,}" for value in sums), ""])
         return console.table(["source", "in", "kept", "merged", "dropped", "why"], rows)
+
+
+def drop_event(drop: Drop, step: str = "", identity: str = "") -> bytes:
+    """The line of a dropped record; `step` and `identity` where a step dropped a row that had been read."""
+    more = {key: value for key, value in (("step", step), ("id", identity)) if value}
+    found = {"source": drop.source, "origin": drop.origin, "reason": drop.reason, "detail": drop.detail, **more}
+    return event(found)
+
+
+def event(found: Mapping[str, Any]) -> bytes:
+    """One JSON line; characters that UTF-8 cannot write (half of a pair) are shown as question marks."""
+    try:
+        return orjson.dumps(found) + b"\n"
+    except TypeError:
+        clean = {
+            key: value.encode(errors="replace").decode() if isinstance(value, str) else value
+            for key, value in found.items()
+        }
+        return orjson.dumps(clean) + b"\n"
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a ledger, summaries first. Raises DataError where the file is not there or torn."""
+    try:
+        with path.open("rb") as stream:
+            for line in stream:
+                yield orjson.loads(line)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the ledger cannot be read: {error}", "build the table again") from error

@@ -1,278 +1,279 @@
-"""Reads raw records out of parquet, csv, tsv, json, jsonl, folders of recordings and hub datasets.
+"""Opens a source and gives its raw records, from files, folders, hub datasets and remote addresses alike.
 
-Knows file shapes and where a table's recordings lie; refuses to judge a record: what is broken in one is
-handed on under `ERROR` for the ledger. A file is known by its first bytes, then by its suffix. Tables are
-read in batches; recordings beside a table stay on disk until they are wanted.
+Knows which reader a file needs and what a record's origin is called; refuses to judge what a record holds: all
+columns are given as they are, and media beside a table stay on disk. What cannot be read is `Broken`, with a reason.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
-import itertools
-import json
-import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from luthier.data.hubfiles import fetch_split, split_files
+from luthier.data import remote
+from luthier.data.folders import Found, Nothing, find_rows
+from luthier.data.hubfiles import fetch_split
+from luthier.data.hubstream import open_stream
+from luthier.data.jsonfiles import json_lines, json_list
+from luthier.data.lines import Broken, Malformed, Record, texts
+from luthier.data.sniff import Shape, Unknown, sniff
+from luthier.data.tables import delimited, open_parquet, parquet
 from luthier.errors import SourceError
 
 if TYPE_CHECKING:
-    from luthier.recipe import Columns, Source
+    from luthier.recipe import Source
 
-ERROR = "\0error"
-"""The key under which a record that could not be read carries (reason, detail); no column has this name."""
-BATCH = 64
-_PEEK = 200
-Record = dict[str, Any]
-_FOLDER_TABLES = ("metadata.csv", "metadata.jsonl")
+__all__ = ["REASONS", "Broken", "Reading", "Record", "columns_seen", "open_source", "peek"]
+
+REASONS = (
+    "broken_line",
+    "truncated_line",
+    "line_too_long",
+    "two_objects",
+    "not_an_object",
+    "duplicate_key",
+    "not_finite",
+    "not_utf8",
+    "nul_byte",
+    "too_deep",
+    "corrupt_row_group",
+    "unreadable_value",
+)
+SAMPLES = ("line", "paragraph", "document")
+IDENTITY = ("utt_id", "id")
+PEEK_BYTES = 64 * 2**20
+Items = Iterator[tuple[str, Record | Broken]]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a table's relative recording names begin, and whether absolute ones may be used at all."""
+class Reading:
+    """A source that is ready to be read. Each iteration gives (origin, record or Broken) from the first on.
 
-    folder: Path
-    trusted: bool
-
-
-def read_source(source: Source, columns: Columns) -> Iterator[tuple[str, Record]]:
-    """Yield (origin, record) for every record of a source; `path` wins over `hub`.
-
-    `origin` is the file's name, the record's number from 1 and its id column. A record holds only the columns
-    that `columns` names; a recording is bytes, a Path, or None. A record that could not be read holds
-    `ERROR: (reason, detail)`. Raises SourceError for a source that is missing or torn, or lacks a column.
+    `origin` is the file's name and the record's number from 1 (in text and JSON lines, the line's), then the record's
+    id column where it has one. While it is read, SourceError is raised for a file that turns out to be torn.
     """
-    if not source.path:
-        if not source.hub:
-            raise SourceError(
-                f"source {source.name} has neither a path nor a hub id", f"--set data.sources.{source.name}.path=FILE"
-            )
-        paths, folder = fetch_split(source)
-    else:
-        paths, folder = _local_tables(source)
-    place = _Place(Path(source.audio_folder) if source.audio_folder else folder, bool(source.audio_folder))
-    if place.trusted and not place.folder.is_dir():
+
+    source: Source
+    files: tuple[Path, ...]
+    """Local files that will be read; none for a stream and for a folder of media alone."""
+    folder: Path
+    """Where relative names of media begin."""
+    trusted: bool
+    """The user named that folder: absolute names inside it may be used."""
+    sniffed: str
+    """What was found, for a person: "2 files of parquet", "folder of audio with metadata.csv"."""
+    revision: str
+    """The commit of a hub dataset that is really read; "" for everything else."""
+    items: Callable[[], Items] = field(repr=False)
+    """Gives the items anew, without the source's limit."""
+
+    def __iter__(self) -> Items:
+        return islice(self.items(), self.source.limit) if self.source.limit > 0 else self.items()
+
+
+def open_source(source: Source, identity: Sequence[str] = IDENTITY) -> Reading:
+    """Find and sniff the files of a source; nothing of its rows is read yet. `path` wins over `hub`.
+
+    `identity` names columns that may hold a record's id. Raises SourceError for a source that is missing, torn or of
+    a shape that is not read, naming file, reason and mend.
+    """
+    if source.sample_by not in SAMPLES:
         raise SourceError(
-            f"source {source.name}: the audio folder {place.folder} is not there",
+            f"source {source.name}: sample_by is {source.sample_by!r}, not one of {', '.join(SAMPLES)}",
+            f"--set data.sources.{source.name}.sample_by=line",
+        )
+    named = [source.columns["id"]] if "id" in source.columns else list(identity)
+    if not source.path and not source.hub:
+        raise SourceError(
+            f"source {source.name} has neither a path nor a hub id", f"--set data.sources.{source.name}.path=FILE"
+        )
+    if source.streaming and not source.path:
+        return _streamed(source, named)
+    revision = ""
+    if source.path and not remote.is_address(source.path):
+        found = _local(source)
+    else:
+        fetched = remote.fetch(source) if source.path else fetch_split(source)
+        found, revision = Found(fetched.folder, fetched.paths), fetched.revision
+    folder, trusted = _media_folder(source, found.root)
+    shapes = [_sniffed(source, path) for path in found.files]
+    sniffed = found.about or _counted(shapes)
+
+    def items() -> Items:
+        if found.media:
+            return _media_items(found)
+        return _all_files(source, found.files, shapes, named)
+
+    return Reading(source, found.files, folder, trusted, sniffed, revision, items)
+
+
+def peek(reading: Reading, count: int = 200) -> list[Record]:
+    """The first good records, at most `count` and fewer where they are large; the reading is left as it was."""
+    records: list[Record] = []
+    size = 0
+    for _, record in islice(iter(reading), 10 * count):
+        if isinstance(record, Broken):
+            continue
+        records.append(record)
+        size += sum(len(cell) for value in record.values() for cell in _cells(value) if isinstance(cell, bytes))
+        if len(records) >= count or size > PEEK_BYTES:
+            break
+    return records
+
+
+def columns_seen(records: Iterable[Record]) -> tuple[str, ...]:
+    """The columns of some records, in the order in which they are first seen."""
+    return tuple(dict.fromkeys(key for record in records for key in record))
+
+
+def _cells(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else (value,)
+
+
+def _local(source: Source) -> Found:
+    path = Path(source.path.removeprefix("file://")).expanduser()
+    mend = f"--set data.sources.{source.name}.path=FILE"
+    try:
+        if not path.exists():
+            raise SourceError(f"source {source.name}: {path} is not there", mend)
+        if path.is_dir():
+            return find_rows(path, source.split)
+        if not path.is_file():  # a pipe would be waited for without end, and cannot be read twice
+            raise SourceError(f"source {source.name}: {path} is neither a file nor a folder", mend)
+    except Nothing as error:
+        raise SourceError(
+            f"source {source.name}: in the folder {path} {error}",
+            f"add metadata.csv or metadata.jsonl, or {mend}",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise SourceError(f"source {source.name}: {path} cannot be opened: {error}", mend) from error
+    return Found(path.parent, (path,))
+
+
+def _media_folder(source: Source, root: Path) -> tuple[Path, bool]:
+    if not source.audio_folder:
+        return root, False
+    folder = Path(source.audio_folder).expanduser()
+    if not folder.is_dir():
+        raise SourceError(
+            f"source {source.name}: the audio folder {folder} is not there",
             f"set data.sources.{source.name}.audio_folder to a folder",
         )
-    for path in paths:
-        reader = _reader(source, path)
-        try:
-            yield from _records(source, path, columns, place, reader)
-        except (OSError, csv.Error, UnicodeDecodeError) as error:
-            raise SourceError(
-                f"source {source.name}: {path} cannot be read: {error}",
-                "restore the file from its origin; text has to be UTF-8",
-            ) from error
+    return folder, True
 
 
-def column_for(names: Iterable[str], available: Iterable[str]) -> str | None:
-    """The first of `names` that is among `available`."""
-    there = set(available)
-    return next((name for name in names if name in there), None)
+def _sniffed(source: Source, path: Path) -> Shape:
+    """The shape of a file; a parquet file's footer is read too, as a torn one has none."""
+    import pyarrow
 
-
-def _local_tables(source: Source) -> tuple[list[Path], Path]:
-    path = Path(source.path).expanduser()
-    if not path.exists():
-        raise SourceError(f"source {source.name}: {path} is not there", f"--set data.sources.{source.name}.path=FILE")
-    if not path.is_dir():
-        return [path], path.parent
-    for name in _FOLDER_TABLES:
-        if (path / name).is_file():
-            return [path / name], path
-    names = sorted(item.relative_to(path).as_posix() for item in path.rglob("*.parquet"))
-    found = split_files(names, source.split)
-    if found:
-        return [path / name for name in found], path
-    tables = sorted(item for suffix in ("csv", "tsv", "jsonl") for item in path.glob(f"*.{suffix}"))
-    if len(tables) == 1:
-        return tables, path
-    listed = ", ".join(item.name for item in tables) or "no table"
-    raise SourceError(
-        f"source {source.name}: in the folder {path} there is {listed}; one is needed",
-        f"add metadata.csv or metadata.jsonl, or --set data.sources.{source.name}.path=FILE",
-    )
-
-
-Rows = Iterator[Record]
-Reader = Callable[[Path, Sequence[str]], Rows]
-
-
-def _reader(source: Source, path: Path) -> Reader:
+    mend = "restore the file from its origin, or fetch or write it again"
     try:
-        with path.open("rb") as stream:
-            head = stream.read(64)
-    except OSError as error:
+        shape = sniff(path)
+        if shape.name == "parquet":
+            if shape.packing:
+                raise Unknown(f"parquet inside {shape.packing}")
+            open_parquet(path).close()
+    except Unknown as error:
         raise SourceError(
-            f"source {source.name}: {path} cannot be opened: {error.strerror}",
-            f"--set data.sources.{source.name}.path=FILE",
+            f"source {source.name}: {path.name} is not parquet, csv, tsv, json, jsonl or text: it is {error}",
+            "convert it, or give the file its right suffix",
         ) from error
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    suffix = path.suffix.lower()
-    if head[:4] == b"PAR1" or suffix == ".parquet":
-        return _parquet
-    if suffix in (".csv", ".tsv"):
-        return _delimited
-    if text[:1] == b"[" or suffix == ".json":
-        return _json
-    if text[:1] == b"{" or suffix in (".jsonl", ".ndjson"):
-        return _jsonl
-    raise SourceError(
-        f"source {source.name}: {path.name} is not parquet, csv, tsv, json or jsonl",
-        "convert it, or give the file its right suffix",
-    )
+    except Malformed as error:
+        raise SourceError(f"source {source.name}: {path} is not what its name says: {error}", mend) from error
+    except pyarrow.ArrowException as error:
+        raise SourceError(f"source {source.name}: {path} is torn or not parquet: {_first(error)}", mend) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"source {source.name}: {path} is torn or cannot be opened: {_first(error)}", mend) from error
+    return shape
 
 
-def _records(
-    source: Source, path: Path, columns: Columns, place: _Place, reader: Reader
-) -> Iterator[tuple[str, Record]]:
-    """Check a table's columns, then pair each record with its origin and find its recording."""
-    wanted = [name for names in vars(columns).values() for name in names]
-    rows = _guarded(source, path, reader(path, [*wanted, "file_name"]))
-    first = list(itertools.islice(rows, _PEEK))
-    found = list(dict.fromkeys(key for row in first for key in row if key != ERROR))
-    audio = column_for([*columns.audio, "file_name"], found)
-    if found:
-        _require(source, path, columns, [*found, columns.audio[0]] if audio == "file_name" else found)
-    identity = column_for(columns.id, found)
-    # One column for a role in the whole file: a line without it must not fall back to another meaning.
-    chosen = [column_for(names, found) for names in (columns.prompt, columns.grade, columns.group)]
-    taken = [name for name in [*chosen, *columns.raters, *columns.held_back, *columns.keep] if name]
-    for number, row in enumerate(itertools.chain(first, rows), start=1):
-        record = {key: row[key] for key in taken if key in row}
-        if ERROR in row:
-            record[ERROR] = row[ERROR]
-        elif audio is not None:
-            # `file_name` is what audio folders call the recording; it goes by the recipe's own name for it.
-            name = columns.audio[0] if audio == "file_name" else audio
-            record[name] = _recording(row.get(audio), place, record)
-        label = f" {row[identity]}" if identity and row.get(identity) not in (None, "") else ""
-        yield f"{path.name}#{number}{label}", record
+def _counted(shapes: Sequence[Shape]) -> str:
+    """Such as "2 files of jsonl, gzip; 1 file of jsonl"."""
+    counts = {str(shape): sum(str(other) == str(shape) for other in shapes) for shape in shapes}
+    return "; ".join(f"{count} file{'s' * (count > 1)} of {name}" for name, count in counts.items())
 
 
-def _guarded(source: Source, path: Path, rows: Rows) -> Rows:
+def _all_files(source: Source, paths: Sequence[Path], shapes: Sequence[Shape], identity: Sequence[str]) -> Items:
+    names = [path.name for path in paths]
+    for path, shape in zip(paths, shapes, strict=True):
+        # Two shards of one name in two folders are told apart by their folders.
+        name = path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}"
+        yield from _labelled(name, _guarded(source, path, shape), identity)
+
+
+def _labelled(name: str, rows: Iterator[tuple[int, Record | Broken]], identity: Sequence[str]) -> Items:
+    """Rows with their origins. The id column of a file is that of its first good record."""
+    column = ""
+    undecided = True
+    for number, row in rows:
+        if undecided and type(row) is dict:
+            column = next((one for one in identity if one in row), "")
+            undecided = False
+        label = row.get(column) if column and type(row) is dict else None
+        if isinstance(label, str) and label:
+            yield f"{name}#{number} {_short(label)}", row
+        elif type(label) is int:
+            yield f"{name}#{number} {label}", row
+        else:
+            yield f"{name}#{number}", row
+
+
+def _short(label: str) -> str:
+    """An id fit for one line of a ledger."""
+    if len(label) <= 80 and label.isprintable():
+        return label
+    return "".join(character if character.isprintable() else "?" for character in label[:80])
+
+
+def _guarded(source: Source, path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]]:
+    """The rows of a file; whatever ends the reading early becomes a SourceError."""
     import pyarrow
 
     try:
-        yield from rows
-    except pyarrow.ArrowException as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SourceError(
-            f"source {source.name}: {path} is torn or not parquet: {reason}", "fetch or write the file again"
-        ) from error
-    except _Malformed as error:
+        if shape.name == "parquet":
+            yield from parquet(path, shape)
+        elif shape.name == "jsonl":
+            yield from json_lines(path, shape)
+        elif shape.name == "json":
+            yield from json_list(path, shape)
+        elif shape.name == "csv":
+            yield from delimited(path, shape)
+        else:
+            yield from texts(path, shape, source.sample_by)
+    except Malformed as error:
         raise SourceError(
             f"source {source.name}: {path} is not what its name says: {error}",
             "mend the file, or give it its right suffix",
         ) from error
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+        raise SourceError(
+            f"source {source.name}: {path} is torn, it cannot be read to its end: {_first(error)}",
+            "restore the file from its origin",
+        ) from error
 
 
-def _require(source: Source, path: Path, columns: Columns, found: Sequence[str]) -> None:
-    missing = {
-        key: names
-        for key, names in (("audio", columns.audio), ("prompt", columns.prompt), ("grade", columns.grade))
-        if column_for(names, found) is None
-    }
-    if not missing:
-        return
-    key, names = next(iter(missing.items()))
-    near = [match for name in names for match in difflib.get_close_matches(name, found, n=1, cutoff=0.6)]
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise SourceError(
-        f"source {source.name}: {path.name} has no column for {', '.join(missing)} "
-        f"(looked for {', '.join(names)}); it has {', '.join(found)}",
-        f"{hint}set data.columns.{key} to one of its columns",
-    )
+def _media_items(found: Found) -> Items:
+    """A record for each medium: its name, and its folder as the label where there are class folders."""
+    for number, name in enumerate(found.media, start=1):
+        record: Record = {"file_name": name}
+        if found.labelled:
+            record["label"] = name.rsplit("/", 1)[0]
+        yield f"{found.root.name}#{number} {_short(name)}", record
 
 
-def _recording(value: Any, place: _Place, record: Record) -> bytes | Path | None:
-    """Bytes as they are, a name as a Path; a name that leaves its folder marks the record."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        return None
-    # Normalised by name alone: a hub's cache keeps its files as links that point elsewhere.
-    root = os.path.abspath(place.folder)
-    full = os.path.normpath(os.path.join(root, value))
-    inside = PurePath(full).is_relative_to(root)
-    steps_out = ".." in PurePath(value.replace("\\", "/")).parts or PurePath(value).is_absolute()
-    if not inside or (steps_out and not place.trusted):
-        record[ERROR] = ("path_outside_folder", f"{value} is not inside {place.folder}; set audio_folder")
-        return None
-    return Path(full)
+def _streamed(source: Source, identity: Sequence[str]) -> Reading:
+    revision, rows = open_stream(source)
+    folder, trusted = _media_folder(source, Path())
+    name = f"{source.hub}/{source.split}"
+
+    def items() -> Items:
+        return _labelled(name, enumerate(rows(), start=1), identity)
+
+    return Reading(source, (), folder, trusted, f"stream of {name}", revision, items)
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, memory_map=True) as file:
-        names = file.schema_arrow.names
-        columns = [name for name in dict.fromkeys(wanted) if name in names]
-        # Columns that nobody asked for are named, not read: an error message lists them.
-        others: Record = {name: None for name in names if name not in columns}
-        for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-            for row in batch.to_pylist():
-                yield {**others, **row}
-
-
-def _delimited(path: Path, wanted: Sequence[str]) -> Rows:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = stream.readline()
-        stream.seek(0)
-        delimiter = (
-            "\t"
-            if path.suffix.lower() == ".tsv" or ("\t" in header and "," not in header)
-            else (";" if ";" in header and "," not in header else ",")
-        )
-        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        names = list(reader.fieldnames or [])
-        if len(set(names)) < len(names):
-            raise _Malformed(f"two columns share a name: {', '.join(names)}")
-        for row in reader:
-            if None in row or None in row.values():
-                count = len(row.get(None, [])) + sum(value is not None for key, value in row.items() if key)
-                yield {ERROR: ("broken_line", f"line {reader.line_num}: {count} fields in place of {len(names)}")}
-            else:
-                yield dict(row)
-
-
-class _Malformed(ValueError):
-    """A whole file that cannot be parsed."""
-
-
-def _json(path: Path, wanted: Sequence[str]) -> Rows:
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            yield from _jsonl(path, wanted)  # many a .json holds one object per line
-            return
-        raise _Malformed(str(error)) from error
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else None
-    if not isinstance(value, list):
-        raise _Malformed("neither a list of objects nor an object that holds one list")
-    for number, row in enumerate(value, start=1):
-        yield row if isinstance(row, dict) else {ERROR: ("broken_line", f"element {number}: not an object")}
-
-
-def _jsonl(path: Path, wanted: Sequence[str]) -> Rows:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield {ERROR: ("broken_line", f"line {number}: {error}")}
-                continue
-            yield row if isinstance(row, dict) else {ERROR: ("broken_line", f"line {number}: not an object")}
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:300] or type(error).__name__

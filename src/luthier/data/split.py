@@ -7,13 +7,15 @@ seed and its own name alone, so new rows never move old ones.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from luthier.errors import DataError
 from luthier.schema import Row
 
 SHOWN = 5
+Split = Literal["train", "validation", "test"]
 
 
 class HasRow(Protocol):
@@ -59,6 +61,49 @@ def validation_split(rows: Sequence[Item], fraction: float, seed: int) -> tuple[
         [item for item in rows if item.row.group not in chosen],
         [item for item in rows if item.row.group in chosen],
     )
+
+
+def split_of(seed: int, group: str, validation: float, test: float, stratum: str = "") -> Split:
+    """The split of a group, by its hash: validation from the low end of [0, 1), test from the high end.
+
+    Nothing but the arguments is looked at, so added rows never move old ones, and a group that goes to test stays
+    there when the validation fraction changes. What a hash cannot promise is exact shares: of n groups about
+    n x fraction fall on a side, give or take sqrt(n x fraction x (1 - fraction)), in every stratum as in the whole.
+    A `stratum` makes the draw of each class its own, so that one class's luck says nothing of another's; a group
+    with rows in two strata must be given without one, or it would be parted. `stratified` gives exact shares.
+    Raises DataError for fractions below 0 or that leave nothing to train on.
+    """
+    if not (validation >= 0.0 and test >= 0.0 and validation + test < 1.0):
+        raise DataError(
+            f"a validation fraction of {validation:g} and a test fraction of {test:g} leave nothing to train on",
+            "give fractions of 0 or more that sum to less than 1, such as 0.1 and 0.1",
+        )
+    position = group_position(seed, f"{stratum}\0{group}" if stratum else group)
+    if position < validation:
+        return "validation"
+    return "test" if position >= 1.0 - test else "train"
+
+
+def stratified(groups: Sequence[str], strata: Sequence[str], validation: float, test: float, seed: int) -> list[Split]:
+    """The split of each row, with exact shares in every stratum (a verdict, a choice) where groups allow it.
+
+    Of the n rows of a stratum that are alone in their group, round(n x fraction) go to each side, those nearest to
+    its end of the hash. Rows of larger groups go where `split_of` sends their group, for a group stays whole. The
+    price of exact shares: an added row can push the row at a border over it, at most one per side and stratum.
+    """
+    sizes = Counter(groups)
+    found = [split_of(seed, group, validation, test) for group in groups]
+    members: dict[str, list[int]] = {}
+    for i, (group, stratum) in enumerate(zip(groups, strata, strict=True)):
+        if sizes[group] == 1:
+            members.setdefault(stratum, []).append(i)
+    for own in members.values():
+        own.sort(key=lambda i: (group_position(seed, groups[i]), groups[i]))
+        low = round(len(own) * validation)
+        high = len(own) - min(round(len(own) * test), len(own) - low)
+        for rank, i in enumerate(own):
+            found[i] = "validation" if rank < low else "test" if rank >= high else "train"
+    return found
 
 
 def check_groups(train: Iterable[HasRow], test: Iterable[HasRow]) -> None:

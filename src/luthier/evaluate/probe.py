@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.media import load_audio
-from luthier.data.table import Table, TableRow
+from luthier.data.rows import TableRow
+from luthier.data.table import Table
 from luthier.models.adapters import sound_is_frozen
 from luthier.models.batches import collate
 from luthier.models.encode import PromptEncoder, encode_rows

@@ -14,6 +14,7 @@ import torch
 
 from luthier.models.encode import Example
 from luthier.models.features import FeatureStore
+from luthier.models.losses import total_weight
 
 _WINDOW = 16
 """Batches' worth of shuffled rows that are sorted by length together."""
@@ -50,6 +51,13 @@ class Batch:
     target_B: torch.Tensor
     level_B: torch.Tensor
     pairs: list[tuple[int, int]] = field(default_factory=list)
+    weight_B: torch.Tensor | None = None
+    """Weights of the rows; None where each counts as one."""
+
+    @property
+    def weight(self) -> float:
+        """What this batch adds to the weight of its step."""
+        return total_weight(len(self.ids), self.weight_B)
 
     @property
     def tokens(self) -> int:
@@ -67,6 +75,7 @@ class Batch:
             self.target_B.to(device),
             self.level_B.to(device),
             self.pairs,
+            None if self.weight_B is None else self.weight_B.to(device),
         )
 
 
@@ -154,6 +163,7 @@ def collate(
         torch.tensor([e.target for e in examples]),
         torch.tensor([e.level for e in examples]),
         list(pairs),
+        torch.tensor([e.weight for e in examples]) if any(e.weight != 1.0 for e in examples) else None,
     )
 
 

@@ -32,6 +32,8 @@ class Example:
     target: float
     level: int
     held_back: tuple[float, ...] = ()
+    weight: float = 1.0
+    """What its loss is multiplied by (balancing of classes)."""
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,27 @@ class Loss(NamedTuple):
     weight: float
 
 
-def soft_binary_cross_entropy(logit_B: torch.Tensor, target_B: torch.Tensor) -> Loss:
-    """-t log p - (1 - t) log(1 - p) with p = sigmoid(logit), summed."""
-    loss = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.float(), reduction="sum")
-    return Loss(loss, float(len(target_B)))
+def total_weight(rows: int, weight_B: torch.Tensor | None) -> float:
+    """What a sum over rows is a sum over: their number, or their weights where they have any."""
+    return float(rows) if weight_B is None else float(weight_B.sum())
 
 
-def answer_mass(logits_BV: torch.Tensor, answers: tuple[int, int]) -> Loss:
+def soft_binary_cross_entropy(
+    logit_B: torch.Tensor, target_B: torch.Tensor, weight_B: torch.Tensor | None = None
+) -> Loss:
+    """-t log p - (1 - t) log(1 - p) with p = sigmoid(logit), summed; each row times its weight where it has one."""
+    loss = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.float(), weight_B, reduction="sum")
+    return Loss(loss, total_weight(len(target_B), weight_B))
+
+
+def answer_mass(logits_BV: torch.Tensor, answers: tuple[int, int], weight_B: torch.Tensor | None = None) -> Loss:
     """-log(p(pass) + p(fail)) over the whole vocabulary: keeps a legal answer the likely one to generate.
 
     Cross-entropy over the full vocabulary against (t, 1 - t) is the binary term plus exactly this one.
     """
     logits = logits_BV.float()
     mass = torch.logsumexp(logits, -1) - torch.logsumexp(logits[:, list(answers)], -1)
-    return Loss(mass.sum(), float(len(mass)))
+    return Loss((mass if weight_B is None else mass * weight_B).sum(), total_weight(len(mass), weight_B))
 
 
 def ordinal_log_probabilities(score_B: torch.Tensor, thresholds_K: torch.Tensor) -> torch.Tensor:
@@ -48,10 +55,14 @@ def ordinal_log_probabilities(score_B: torch.Tensor, thresholds_K: torch.Tensor)
     return torch.cat([log_below[:, :1], middle, log_above[:, -1:]], dim=1)
 
 
-def ordinal_likelihood(score_B: torch.Tensor, thresholds_K: torch.Tensor, level_B: torch.Tensor) -> Loss:
-    """-log P(the recorded level), summed."""
+def ordinal_likelihood(
+    score_B: torch.Tensor, thresholds_K: torch.Tensor, level_B: torch.Tensor, weight_B: torch.Tensor | None = None
+) -> Loss:
+    """-log P(the recorded level), summed; each row times its weight where it has one."""
     log_p = ordinal_log_probabilities(score_B, thresholds_K)
-    return Loss(F.nll_loss(log_p, level_B, reduction="sum"), float(len(level_B)))
+    if weight_B is None:
+        return Loss(F.nll_loss(log_p, level_B, reduction="sum"), float(len(level_B)))
+    return Loss((F.nll_loss(log_p, level_B, reduction="none") * weight_B).sum(), total_weight(len(level_B), weight_B))
 
 
 def pairwise_ranking(score_B: torch.Tensor, pairs: list[tuple[int, int]]) -> Loss:

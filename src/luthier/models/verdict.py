@@ -130,13 +130,14 @@ class VerdictModel(nn.Module):
         score, state = self(batch)
         if self.task.readout == "ordinal":
             assert self.head is not None
-            main = ordinal_likelihood(score, self.head.thresholds(), batch.level_B)
+            main = ordinal_likelihood(score, self.head.thresholds(), batch.level_B, batch.weight_B)
         else:
-            main = soft_binary_cross_entropy(score, batch.target_B)
+            main = soft_binary_cross_entropy(score, batch.target_B, batch.weight_B)
         total = main.sum / weights.rows
         if self.head is None and self.task.mass_weight:
             logits = bare(self.language_model).get_output_embeddings()(state)
-            total = total + self.task.mass_weight * answer_mass(logits, self.answers).sum / weights.rows
+            mass = answer_mass(logits, self.answers, batch.weight_B)
+            total = total + self.task.mass_weight * mass.sum / weights.rows
         if weights.pairs:
             total = total + self.task.ranking_weight * pairwise_ranking(score, batch.pairs).sum / weights.pairs
         return total, main

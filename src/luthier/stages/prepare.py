@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ import torch
 from luthier.assess.targets import TargetMethod, make_target
 from luthier.console import say
 from luthier.data.media import load_audio
+from luthier.data.rows import TableRow
 from luthier.data.split import check_groups, check_media, validation_split
-from luthier.data.table import Table, TableRow
+from luthier.data.table import Table
 from luthier.errors import DataError
 from luthier.evaluate.verdicts import Judge
 from luthier.models import adapters, package
@@ -74,6 +75,7 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
                 f"stage {name}: no {role} rows are left after encoding ({dict(dropped)})",
                 "raise model.max_tokens, or look at the prompts",
             )
+    examples["train"] = _balanced(examples["train"], table)
     levels = Counter(example.level for example in examples["train"])
     model.initialise_head([levels[k] for k in range(level_count(recipe.task.scale))])
     if recipe.start_from:
@@ -142,6 +144,18 @@ def split_rows(recipe: Recipe, table: Table, trained: Sequence[str]) -> dict[str
         "validation": [r.row for r in validation],
         "test": [r.row for r in test_rows],
     }
+
+
+def _balanced(examples: list[Example], table: Table) -> list[Example]:
+    """Training rows with the weights and repeats that balancing gave them; validation rows stay as they are."""
+    said = {item.row.id: item for item in table.rows if (item.weight, item.repeats) != (1.0, 1)}
+    if not said:
+        return examples
+    return [
+        replace(example, weight=said[example.id].weight) if example.id in said else example
+        for example in examples
+        for _ in range(said[example.id].repeats if example.id in said else 1)
+    ]
 
 
 def _once(items: Sequence[TableRow]) -> list[TableRow]:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
+from luthier.data.request import TableRequest
 from luthier.errors import RequestError
-from luthier.recipe import Columns, Limits, Recipe, Scale, Source
+from luthier.recipe import Recipe, Source
 
 
-@dataclass(frozen=True)
-class TableSpec:
-    """What one table for all stages is made of: each source with its split, and how it is read."""
-
-    sources: dict[str, tuple[Source, str]]
-    columns: Columns
-    scale: Scale
-    limits: Limits
-
-
-def table_spec(stages: Mapping[str, Recipe]) -> TableSpec:
+def table_request(stages: Mapping[str, Recipe]) -> TableRequest:
     """The table that all stages share. Raises RequestError where stages disagree on how a source is read."""
     first_name, first = next(iter(stages.items()))
     found: dict[str, tuple[Source, str]] = {}
@@ -27,6 +18,9 @@ def table_spec(stages: Mapping[str, Recipe]) -> TableSpec:
         for what, one, other in (
             ("data.columns", stage.data.columns, first.data.columns),
             ("data.limits", stage.data.limits, first.data.limits),
+            ("data.steps", stage.data.steps, first.data.steps),
+            ("data.duplicates", stage.data.duplicates, first.data.duplicates),
+            ("data.balance", stage.data.balance, first.data.balance),
             ("task.scale", stage.task.scale, first.task.scale),
         ):
             if one != other:
@@ -42,7 +36,7 @@ def table_spec(stages: Mapping[str, Recipe]) -> TableSpec:
                         f"stage {name}: source {source} is read otherwise, or for another split, in an earlier stage",
                         "give sources that differ different names, and keep held-out ones held out in every stage",
                     )
-    return TableSpec(found, first.data.columns, first.task.scale, first.data.limits)
+    return replace(TableRequest.of(first), sources=tuple(found.values()))
 
 
 def trained_sources(stages: Mapping[str, Recipe], name: str) -> list[str]:

@@ -93,7 +93,7 @@ def _step(job: Job, step: int, group: list[Batch], done: Progress) -> torch.Tens
     torch.manual_seed((job.seed * 1_000_003 + step) % 2**63)
     set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings.schedule))
     weights = StepWeights(
-        rows=float(sum(len(batch.ids) for batch in group)), pairs=float(sum(len(batch.pairs) for batch in group))
+        rows=sum(batch.weight for batch in group), pairs=float(sum(len(batch.pairs) for batch in group))
     )
     loss_sum = torch.zeros((), device=job.devices.device)
     for batch in group:
@@ -113,7 +113,7 @@ def _step(job: Job, step: int, group: list[Batch], done: Progress) -> torch.Tens
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     done.step = step
-    done.rows += int(weights.rows)
+    done.rows += sum(len(batch.ids) for batch in group)
     done.tokens += sum(batch.tokens for batch in group)
     done.loss_sum += total
     done.loss_weight += weights.rows

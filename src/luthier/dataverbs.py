@@ -1,0 +1,156 @@
+"""`luthier data ...`: tables built, shown, explained, compared and exported; one function a verb."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from luthier.console import WIDTH, progress, say, table
+from luthier.data.auditresult import AuditSettings
+from luthier.data.table import iter_rows, read_manifest
+from luthier.errors import ExistsError, RequestError
+from luthier.files import write_atomically
+from luthier.recipefile import load_recipe, stage_recipes
+from luthier.schema import Row
+
+
+def build(
+    recipe: Path, out: Path | None = None, overrides: Sequence[str] = (), cache: Path | None = None
+) -> dict[str, Any]:
+    """A table from the data part of a recipe. A table that is there and up to date is left as it is."""
+    from luthier.data.build import build as run_build
+    from luthier.data.stagecache import default_cache
+    from luthier.stages.sources import table_request
+
+    loaded = load_recipe(recipe, overrides)
+    folder = out or Path("tables") / (loaded.name or recipe.stem)
+    built = run_build(table_request(stage_recipes(loaded)), folder, cache or default_cache())
+    say(built.ledger.table())
+    for note in built.manifest["duplicates"]["found"]["notes"]:
+        say(note)
+    if built.mixture:
+        say(built.mixture.plan.table())
+    say(f"table: {folder}  ({_splits(built.manifest)})")
+    return {
+        "table": str(folder),
+        "reused": built.reused,
+        "rows": built.manifest["rows"],
+        "splits": built.manifest["splits"],
+        "sources": {name: counts.to_json() for name, counts in built.ledger.counts.items()},
+        "duplicates": built.manifest["duplicates"]["found"],
+        "mix": built.manifest["mix"],
+        "digest": built.manifest["digest"],
+    }
+
+
+def _splits(manifest: dict[str, Any]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in manifest["splits"].items())
+
+
+def show(folder: Path, name: str = "", where: dict[str, str] | None = None, limit: int = 3) -> dict[str, Any]:
+    """What a table is made of, and some of its rows; `name` shows one row by id or origin."""
+    from luthier.data.lookup import find_rows
+
+    manifest = read_manifest(folder)
+    if not name:
+        lines = [
+            [
+                source,
+                about["split"],
+                about["format"],
+                about["kept"],
+                about["license"] or "not stated",
+                about["revision"][:12],
+            ]
+            for source, about in manifest["sources"].items()
+        ]
+        say(table(["source", "for", "format", "rows", "licence", "revision"], lines))
+        say(f"{manifest['rows']:,} rows: {_splits(manifest)}")
+        steps = ", ".join(step["name"] for step in manifest["steps"])
+        say(f"steps: {steps or 'none'}\n")
+    shown: list[str] = []
+    for item in find_rows(folder, name) if name else iter_rows(folder, where):
+        if len(shown) == limit:
+            break
+        shown.append(item.row.id)
+        say(row_text(item.row))
+    if name and not shown:
+        raise RequestError(f"{folder}: no row {name!r}", "luthier data why also knows rows that were left out")
+    return {"rows": manifest["rows"], "splits": manifest["splits"], "sources": manifest["sources"], "shown": shown}
+
+
+def row_text(row: Row, most: int = 400) -> str:
+    """A row for a person: where it is from, then its turns, long ones cut in the middle."""
+    where = row.provenance
+    lines = [f"{row.id}  {row.split}  {where.source}: {where.origin}"]
+    for message in row.messages:
+        said = " ".join(part.text if part.text is not None else f"[{part.type}]" for part in message.content)
+        if len(said) > most:
+            said = f"{said[: most // 2]} [...{len(said) - most:,} more characters...] {said[-most // 2 :]}"
+        lines += textwrap.wrap(f"{message.role}: {said}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+    if row.target.to_json():
+        lines.append(f"  target: {row.target.to_json()}")
+    return "\n".join(lines) + "\n"
+
+
+def why(folder: Path, name: str) -> dict[str, Any]:
+    """A row's way: source, each step and what it changed, what it was merged into or why it was dropped."""
+    from luthier.data.lookup import why as look_up
+
+    ways = look_up(folder, name)
+    for way in ways:
+        say("\n".join(way.lines()))
+        if way.row:
+            say(row_text(way.row.row))
+    return {"ways": [way.to_json() for way in ways]}
+
+
+def audit(folder: Path, against: Path, settings: AuditSettings, out: Path | None = None) -> dict[str, Any]:
+    """Leaks between a table and an exam, a file of rows or another table; with `out` a page that shows each hit."""
+    from luthier.data.audit import audit as run_audit
+    from luthier.outcome.auditpage import write_audit
+
+    if out is not None and out.exists():
+        raise ExistsError(f"{out}: exists already", "name another file")
+    found = run_audit(folder, against, settings)
+    say("\n".join(found.lines()))
+    if out is not None:
+        write_audit(found, out)
+        say(f"page: {out}")
+    return found.to_json()
+
+
+def export(folder: Path, name: str, out: Path, split: str = "") -> dict[str, Any]:
+    """A table's rows as JSON lines in another format; what the format cannot hold is counted and named."""
+    from luthier.data.formats import export as run_export
+
+    if out.exists():
+        raise ExistsError(f"{out}: exists already", "name another file")
+    losses, written = Counter[str](), 0
+    media = out.parent / "media"
+    rows = (item.row for item in iter_rows(folder, {"split": split} if split else None))
+    with write_atomically(out) as stream:
+        for record in run_export(_with_media(rows, folder, media), name, losses):
+            stream.write(orjson.dumps(record) + b"\n")
+            written += 1
+    say(f"{written:,} rows written to {out}")
+    for what, count in losses.most_common():
+        say(f"  lost: {what} ({count:,})")
+    return {"file": str(out), "rows": written, "losses": dict(losses)}
+
+
+def _with_media(rows: Any, folder: Path, media: Path) -> Any:
+    """Pass rows through, copying the media that they refer to beside the exported file."""
+    for row in progress(rows, "exporting"):
+        for reference in row.media:
+            name = reference.removeprefix("sha256:")
+            if not (media / name).exists():
+                media.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / "media" / name, media / name)
+        yield row
