@@ -2,15 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.children import ROOT, environment
-
-Luthier = Callable[..., subprocess.CompletedProcess[str]]
+from support.children import ROOT, Luthier, environment
 
 
 @pytest.fixture(scope="session")

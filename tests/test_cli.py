@@ -12,8 +12,9 @@ from luthier import cli, errors, verbs
 from luthier.errors import LuthierError, RecipeError
 
 ROOT = Path(__file__).parents[1]
-VERBS = ["quickstart", "new", "check", "rehearse", "run", "predict", "score", "doctor", "report"]
-HEAVY = {"torch", "transformers", "datasets", "gradio", "ray", "peft", "accelerate"}
+VERBS = ["quickstart", "new", "check", "rehearse", "run", "predict", "score", "doctor", "report", "data"]
+DATA = ["build", "show", "why", "audit", "export"]
+HEAVY = {"torch", "transformers", "datasets", "gradio", "ray", "peft", "accelerate", "pyarrow", "numpy"}
 LOADED = """
 import atexit, sys
 atexit.register(lambda: print("LOADED", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr))
@@ -41,7 +42,15 @@ def test_every_verb_of_the_parser_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["import"], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join
+    "words",
+    [
+        ["import"],
+        ["--help"],
+        ["--version"],
+        *([verb, "--help"] for verb in VERBS),
+        *(["data", verb, "--help"] for verb in DATA),
+    ],
+    ids=" ".join,
 )
 def test_help_shows_an_example_and_loads_no_heavy_library(words: list[str]) -> None:
     done = subprocess.run(
@@ -57,8 +66,9 @@ def test_help_shows_an_example_and_loads_no_heavy_library(words: list[str]) -> N
     assert "luthier" in loaded.split()
     assert set(loaded.split()) & HEAVY == set()
     if words[0] in VERBS:
-        assert f"example: luthier {words[0]}" in done.stdout
-        assert "--json" in done.stdout
+        verb = " ".join(words[:-1])
+        assert f"example: luthier {verb}" in done.stdout
+        assert "--json" in done.stdout or verb == "data"
 
 
 @pytest.mark.parametrize("error", every(LuthierError), ids=lambda cls: cls.__name__)
@@ -76,7 +86,8 @@ def test_each_error_is_an_exit_code_and_a_message_with_its_mend(
     assert err.startswith("luthier: ")
     assert "Traceback" not in err
     mends = {RecipeError: "did you mean epochs?"}
-    mends[errors.MediaError] = "mend: give a recording"
+    mends[errors.MediaError] = "mend: give a whole file"
+    mends[errors.ChatError] = "mend: drop the row"
     assert mends.get(error, "mend: put it right") in err
     monkeypatch.setenv("LUTHIER_DEBUG", "1")
     with pytest.raises(error):

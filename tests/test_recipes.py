@@ -58,7 +58,7 @@ def test_the_speaking_recipe_keeps_the_contracts_names() -> None:
 
 
 def test_what_does_not_run_yet_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    overrides = ["publish.push=true", "track.trackers=[wandb]", "task.kind=chat"]
+    overrides = ["publish.push=true", "track.trackers=[wandb]", "task.kind=describe"]
     with pytest.raises(RecipeError) as caught:
         load_recipe(ROOT / "recipes" / "speaking.yaml", overrides)
     text = str(caught.value)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luthier.assess.targets import make_target, target_table
+from luthier.chatcheck import check_chat
+from luthier.checked import Checked
 from luthier.console import table
 from luthier.data.split import check_groups, check_media, validation_split
 from luthier.data.table import Table, build_table
@@ -19,18 +21,12 @@ from luthier.stages.sources import table_request, trained_sources
 from luthier.train.plan import make_plan
 
 
-@dataclass
-class Checked:
-    """What a check found: sections of text for a person, figures for --json, problems."""
-
-    sections: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-
 def check(recipe: Recipe) -> Checked:
     """Check sources, targets, splits, steps and the base of every stage. Nothing is written or downloaded whole."""
     found = Checked()
+    if recipe.task.kind == "chat":
+        check_chat(recipe, found)
+        return found
     stages = stage_recipes(recipe)
     for name, stage in stages.items():
         _targets(name, stage, found)

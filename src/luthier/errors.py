@@ -5,7 +5,8 @@ LuthierError                 exit 1   the work failed
 │   ├── RecipeError                   one or more keys of a recipe; all of them at once
 │   ├── SourceError                   a source that cannot be reached or read
 │   ├── DataError                     rows that cannot be worked with (none left, leaking groups)
-│   │   └── MediaError                one recording that cannot be used, and the word for why
+│   │   ├── MediaError                one recording or picture that cannot be used, and the word for why
+│   │   └── ChatError                 one row that a chat template cannot carry, and the word for why
 │   └── ExistsError                   an output that exists and would be overwritten
 ├── NonFiniteLoss            exit 1   NaN or infinity before an optimizer step
 ├── CheckpointError          exit 1   no checkpoint that can be trusted
@@ -56,10 +57,21 @@ class DataError(RequestError):
 
 
 class MediaError(DataError):
-    """A recording that cannot be used: `reason` is one word of `luthier.data.media.REASONS`."""
+    """A recording or picture that cannot be used: `reason` is a word of the REASONS of media, pictures or places."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}", "give a recording of a common format that has sound in it")
+        super().__init__(f"{reason}: {detail}", "give a whole file of a common format, with sound or a picture in it")
+        self.reason = reason
+        self.detail = detail
+
+
+class ChatError(DataError):
+    """A row that a chat template cannot carry: `reason` is a word of `luthier.models.template_doctor.REASONS`."""
+
+    def __init__(
+        self, reason: str, detail: str, mend: str = "drop the row in data.steps, or take another base"
+    ) -> None:
+        super().__init__(f"{reason}: {detail}", mend)
         self.reason = reason
         self.detail = detail
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from luthier.errors import LuthierError, RequestError, SourceError
-from luthier.models.chat import ChatError, ChatTemplate, load_tokenizer
+from luthier.errors import ChatError, LuthierError, RequestError, SourceError
+from luthier.models.chat import ChatTemplate, load_tokenizer
 from luthier.models.supervise import Rendered, render, render_rows
 from luthier.schema import Message, Part, Row
 from support.templates import FAMILIES, LLAMA3, MISTRAL, QWEN, QWEN_VL, STOPLESS, chat, family, tokenizer_of

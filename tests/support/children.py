@@ -1,8 +1,12 @@
 """The environment of child processes."""
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+Luthier = Callable[..., subprocess.CompletedProcess[str]]
+"""The command line in a process of its own (a fixture)."""
 ROOT = Path(__file__).parents[2]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
 

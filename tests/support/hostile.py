@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
+import re
 import signal
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +24,9 @@ import zstandard
 from hypothesis import strategies as st
 from PIL import Image
 
+from luthier.data import formats, media, places, readers
+from luthier.data import graded as grading
+from luthier.data import pictures as images
 from luthier.data.build import build
 from luthier.data.readers import Broken, open_source
 from luthier.data.request import TableRequest
@@ -28,6 +34,8 @@ from luthier.errors import LuthierError
 from luthier.recipe import Limits, Source
 
 SECONDS = 10
+MODULES = (readers, formats, grading, media, images, places)
+REASONS = {"bad_unicode", *(reason for module in MODULES for reason in module.REASONS)}
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,22 @@ def walk(case: Case, folder: Path) -> Walked:
             return Walked(refused=str(error))
         counts = built.ledger.counts["hostile"]
         lines = [json.loads(line) for line in (folder / "table" / "ledger.jsonl").read_text().splitlines()]
-        told = sum(line.get("reason", "") != "" for line in lines)
-        assert told == counts.dropped.total(), "each drop has its own line"
+        drops = [line for line in lines if "reason" in line]
+        assert Counter(line["reason"] for line in drops) == counts.dropped, "each drop has its own line"
+        names = {"source", *(Path(name).name for name in case.files)}
+        for drop in drops:
+            said_in_full(drop, names)
         again = sum(1 for _ in open_source(source))
         return Walked("", counts.seen, counts.kept, counts.merged, counts.dropped.total(), again)
+
+
+def said_in_full(drop: dict[str, Any], names: set[str]) -> None:
+    """Fail for a dropped record whose line in the ledger does not say file, number, reason and detail."""
+    origin = re.fullmatch(r"(.+?)#([1-9]\d*)( .*)?", drop["origin"])
+    assert origin is not None, drop
+    assert origin[1] in names, drop
+    assert drop["reason"] in REASONS, drop
+    assert drop["detail"].strip(), drop
 
 
 def reasons(case: Case, folder: Path) -> list[str]:
@@ -390,6 +410,61 @@ def captioned(draw) -> Case:
 
 
 @st.composite
+def medium(draw) -> tuple[str, bytes]:
+    """A suffix and the bytes of a recording or picture, which may be the other's."""
+    data, others = draw(recordings()), draw(pictures())
+    heard = draw(st.booleans())
+    if draw(seldom):
+        data, others = others, data
+    return (draw(st.sampled_from(["wav", "flac", "mp3"])), data) if heard else ("png", others)
+
+
+GOOD = {"good.wav": sound(16_000)}
+
+
+@st.composite
+def media_folder(draw) -> Case:
+    """Recordings and pictures without a table: in class folders, or flat (and then there is nothing to learn)."""
+    found = draw(st.lists(medium(), min_size=1, max_size=5))
+    flat = draw(seldom) and draw(seldom)
+    files = {f"{'' if flat else f'class {i % 2}/'}{i}.{end}": data for i, (end, data) in enumerate(found)}
+    if draw(some):
+        files |= {f"{'' if flat else 'class 1/'}{name}": data for name, data in GOOD.items()}
+    if draw(seldom):
+        files |= {draw(st.sampled_from(["class 0/x.png", "a/b/c/d.wav", "\u202e.png", "class 1/empty.wav"])): b""}
+    return Case(files)
+
+
+@st.composite
+def metadata(draw) -> Case:
+    """Media with a table of any shape beside them, or in it."""
+    found = draw(st.lists(medium(), min_size=1, max_size=4))
+    files = {f"{i}.{end}": data for i, (end, data) in enumerate(found)} | GOOD
+    rows = [
+        {"file_name": name if draw(some) else draw(st.sampled_from(NAMES)), "text": draw(words) or "a"}
+        for name in files
+    ]
+    shape = draw(st.sampled_from(["csv", "jsonl", "parquet", "held"]))
+    if shape in ("csv", "jsonl"):
+        stream = io.StringIO()
+        if shape == "csv":
+            writer = csv.writer(stream, lineterminator=draw(st.sampled_from(["\n", "\r\n", "\r"])))
+            writer.writerows([["file_name", "text"], *(row.values() for row in rows)])
+        else:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+        table = draw(packed(f"metadata.{shape}", stream.getvalue().encode("utf-8", "replace")))
+        return Case({**files, **table.files}, settings={"format": "image_caption"})
+    clean = [{key: value.encode("utf-8", "replace").decode() for key, value in row.items()} for row in rows]
+    if shape == "held":
+        clean = [{"audio": {"bytes": data, "path": name}, "text": "a"} for name, data in files.items()]
+    binary = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(clean), binary, row_group_size=2)
+    data = draw(damage(binary.getvalue())) if draw(seldom) else binary.getvalue()
+    files = {} if shape == "held" else files
+    return Case({**files, "metadata.parquet": data}, settings={"format": "image_caption"})
+
+
+@st.composite
 def rubbish(draw) -> Case:
     heads = [
         b"",
@@ -417,5 +492,7 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "parquet": parquet(),
     "graded": graded(),
     "captioned": captioned(),
+    "media_folder": media_folder(),
+    "metadata": metadata(),
     "rubbish": rubbish(),
 }

@@ -3,8 +3,9 @@
 Knows words; refuses to know rows, files and similarity. An entity is a word with a digit (with the arithmetic sign
 before it), a capitalised word that does not begin a sentence, a spelled-out number, a weekday or month, and a word
 glued to another by @ / _ or a dot (addresses, file names). Two texts are siblings where one entity stands in the place
-of another, where entities have changed places, or where a lower-case word is replaced by another one in at least two
-places of the same surroundings. An entity that one text merely lacks makes no siblings.
+of another, where entities have changed places or moved along (3 and 2 became 4 and 3), where a lower-case word is
+replaced by another one in at least two places of the same surroundings, or where nothing differs but words that begin
+sentences and may be names. An entity that one text merely lacks makes no siblings.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.shingles import _LOWER, CAPITAL, Hashes, Words, hash_words, marked, mix, pieces, split_words
+from luthier.data.shingles import CAPITAL, LOWER, Hashes, Words, hash_words, marked, mix, pieces, split_words
 
 NUMBERS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -28,6 +29,28 @@ NUMBERS = (
     "october november december"
 ).split()
 """Entities in any case. March and May are left to their capital."""
+STARTERS = (
+    "a about above accordingly additionally after afterwards again all almost already also although always am an and "
+    "another answer any anyone anything are as ask assume at avoid back based be because before begin below besides "
+    "best better between big both briefly but by calculate call can certainly change check choose click clearly come "
+    "compare complete compute consequently consider could create dear define describe did do does done due during each "
+    "either else enter even eventually every everyone everything evidently example explain fewer final finally find "
+    "following for from further furthermore generally generate get give given go good great had hardly has have he "
+    "hello help hence her here hers hi his hopefully how however i identify if imagine important in include indeed "
+    "initially input inside instead is it its just keep large last lastly later least less let like likewise list "
+    "little long look make many may maybe me meanwhile might mine moreover most mostly much must my name near nearly "
+    "need never nevertheless new next no nobody none nonetheless normally not note nothing now obviously of off often "
+    "ok okay old on once only open or other others otherwise our ours out output over overall part perhaps please "
+    "possible possibly previous prior probably provide put question quite rather read really recall remember remove "
+    "result return right run same say second see select set several shall she should show similarly simply since small "
+    "so solution solve some someone something sometimes somewhat soon sorry start step still stop such summary suppose "
+    "sure surely take tell than thank thanks that the their theirs them then there therefore these they think this "
+    "those though through throughout thus till tip to today together tomorrow tonight too translate try turn typically "
+    "under unfortunately unless unlike until up upon us use used usually very visit wait was we well were what "
+    "whatever when whenever where whereas wherever whether which while who whoever whom whose why will with within "
+    "without work would write wrong yes yesterday yet you your yours"
+).split()
+"""What often begins a sentence and is no name."""
 _TITLES = "Mr Mrs Ms Dr Prof St Sr Jr Mt A B C D E F G H J K L M N O P Q R S T U V W X Y Z".split()
 _SIGNS = b"+-*/=<>%^$"
 _GLUED = np.uint64(0xA24BAED4963EE407)
@@ -41,6 +64,8 @@ class Signature:
     """(words,) as written; of entities, with what glues or signs them."""
     lower: Hashes
     entity: NDArray[np.bool_]
+    opening: NDArray[np.bool_]
+    """Words that begin a sentence with a capital and may be names, as far as their letters tell."""
     words: frozenset[int]
     """The words in lower case, each once."""
     often: frozenset[int]
@@ -58,12 +83,14 @@ def signatures(texts: Sequence[str]) -> list[Signature]:
     found: list[Signature] = []
     for piece in pieces([marked(text) for text in texts]):
         words = split_words(piece)
-        written, lower = hash_words(words), hash_words(_lowered(piece, words), _LOWER)
-        entity, salted = _entities(words, written, lower)
+        written, lower = hash_words(words), hash_words(_lowered(piece, words), LOWER)
+        entity, opening, salted = _entities(words, written, lower)
         for at, stop in zip(words.row_starts[:-1].tolist(), words.row_starts[1:].tolist(), strict=True):
             ranked = np.sort(lower[at:stop])
             often = frozenset(ranked[1:][ranked[1:] == ranked[:-1]].tolist())
-            found.append(Signature(salted[at:stop], lower[at:stop], entity[at:stop], frozenset(ranked.tolist()), often))
+            one = slice(at, stop)
+            several = frozenset(ranked.tolist())
+            found.append(Signature(salted[one], lower[one], entity[one], opening[one], several, often))
     return found
 
 
@@ -75,11 +102,11 @@ def _lowered(piece: Sequence[bytes], words: Words) -> Words:
     return split_words([text.encode("utf-8", "surrogatepass") for text in plain])
 
 
-def _entities(words: Words, written: Hashes, lower: Hashes) -> tuple[NDArray[np.bool_], Hashes]:
-    """Which words are entities, and their hashes with what glues or signs them."""
+def _entities(words: Words, written: Hashes, lower: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Hashes]:
+    """Which words are entities, which may be names that begin a sentence, and hashes with what glues or signs them."""
     data, start, end = words.data, words.start, words.end
     if not len(start):
-        return np.zeros(0, dtype=bool), written
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool), written
     digit = _any(data, start, end, _DIGIT)
     capital = _CAPITALS[data[start]]
     # What stands before each word: from the end of the word before (or the piece's begin) to its start.
@@ -100,7 +127,18 @@ def _entities(words: Words, written: Hashes, lower: Hashes) -> tuple[NDArray[np.
         signs = data[before[at] : start[at]].tobytes().translate(None, _NOT_SIGNS)
         salted[at] ^= np.uint64(hash_signs(signs))
     salted[number & ~named] = lower[number & ~named]
-    return digit | named | number | glued, salted
+    entity = digit | named | number | glued
+    opening = capital & begins & ~entity & ~_in(lower, _word_hashes(tuple(STARTERS))) & ~_inflected(words)
+    return entity, opening, salted
+
+
+def _inflected(words: Words) -> NDArray[np.bool_]:
+    """Which words end as adverbs and participles of six letters and more do (Finally, Using a Sally would be one)."""
+    lowered, last = LOWER[words.data], words.end - 1
+    x, y, z = (lowered[np.maximum(last - k, 0)] for k in (2, 1, 0))
+    adverb = (y == ord("l")) & (z == ord("y"))
+    participle = (x == ord("i")) & (y == ord("n")) & (z == ord("g"))
+    return np.asarray((words.end - words.start >= 6) & (adverb | participle))
 
 
 def _any(
@@ -145,15 +183,15 @@ def siblings(first: Signature, second: Signature) -> bool:
         chosen = set(a) | set(b)
         a = [word for word in first.written.tolist() if word in chosen]
         b = [word for word in second.written.tolist() if word in chosen]
-        if _substituted(a, b):
+        if _within(a, b) or _within(b, a):
+            pass
+        elif _substituted(a, b) or _moved_along(first, second, chosen):
             return True
-    return _renamed(first, second)
+    return _renamed(first, second) or _opened(first, second)
 
 
 def _substituted(a: list[int], b: list[int]) -> bool:
     """Whether an entity stands in another's place, or two have changed places."""
-    if a == b or _within(a, b) or _within(b, a):
-        return False
     gone, come = Counter[int](), Counter[int]()
     for what, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if what == "replace":
@@ -161,6 +199,55 @@ def _substituted(a: list[int], b: list[int]) -> bool:
         gone.update(a[i:j] if what == "delete" else ())
         come.update(b[k:m] if what == "insert" else ())
     return bool(gone & come)
+
+
+def _moved_along(a: Signature, b: Signature, chosen: set[int]) -> bool:
+    """Whether entities stand in each other's place where both texts are read as templates, with slots for entities.
+
+    What `_substituted` cannot see: 3 ... 2 that became 4 ... 3 has one number new, one kept and one gone.
+    """
+    words_a, slots_a = _template(a, chosen)
+    words_b, slots_b = _template(b, chosen)
+    same = 0
+    while same < min(len(words_a), len(words_b)) and words_a[same] == words_b[same]:
+        same += 1
+    back = max(0, same - 1)  # one shared word stays before what differs
+    runs = [(0, 0, same)] + [
+        (back + run.a, back + run.b, run.size)
+        for run in SequenceMatcher(None, words_a[back:], words_b[back:]).get_matching_blocks()
+    ]
+    whole = len(words_a) == len(words_b) == 1
+    for at, other, size in runs:
+        if size < 2 and not whole:  # a slot alone, with no shared word beside it, has no place
+            continue
+        for k in range(size):
+            ours, theirs = slots_a.get(at + k, []), slots_b.get(other + k, [])
+            if ours != theirs and not _within(ours, theirs) and not _within(theirs, ours):
+                return True
+    return False
+
+
+def _template(text: Signature, chosen: set[int]) -> tuple[list[int], dict[int, list[int]]]:
+    """The words in lower case, with 0 in place of each run of chosen entities; and what stood in each 0."""
+    found: list[int] = []
+    slots: dict[int, list[int]] = {}
+    for written, lower in zip(text.written.tolist(), text.lower.tolist(), strict=True):
+        if written not in chosen:
+            found.append(lower)
+            continue
+        if len(found) - 1 not in slots:
+            slots[len(found)] = []
+            found.append(0)
+        slots[len(found) - 1].append(written)
+    return found, slots
+
+
+def _opened(a: Signature, b: Signature) -> bool:
+    """Whether nothing differs but words that begin sentences and may be names in both texts."""
+    if len(a.lower) != len(b.lower):
+        return False
+    apart = a.lower != b.lower
+    return bool(apart.any() and (a.opening & b.opening)[apart].all())
 
 
 def _within(small: list[int], large: list[int]) -> bool:

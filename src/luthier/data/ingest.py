@@ -130,7 +130,7 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
     source, first = reading.source, peek(reading)
     chosen = source.format
     if chosen == "auto":
-        chosen = "graded" if request.graded else detect(first, source.columns) if first else "messages"
+        chosen = "graded" if request.graded else _detected(reading, first) if first else "messages"
     say(f"{source.name}: {reading.sniffed}, read as {chosen}")
     context = Context(
         source,
@@ -169,6 +169,19 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
         "changed": dict(writer.changed),
         "dropped": dict(writer.dropped),
     }
+
+
+def _detected(reading: Reading, first: Sequence[Record]) -> str:
+    """The format of a source by its first records. Raises DataError where none fits, with the source and its files."""
+    source = reading.source
+    try:
+        return detect(first, source.columns)
+    except DataError as error:
+        names = [path.name for path in reading.files[:3]] + ["..."] * (len(reading.files) > 3)
+        where = f" ({', '.join(names)})" if names else ""
+        raise DataError(
+            f"source {source.name}{where}: {error.message}", f"under data.sources.{source.name}, {error.mend}"
+        ) from error
 
 
 @contextmanager

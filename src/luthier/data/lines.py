@@ -7,6 +7,8 @@ passed over without being held; one that is not UTF-8 or holds a NUL byte is nam
 from __future__ import annotations
 
 import codecs
+import gzip
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,14 @@ def opened(path: Path, shape: Shape) -> Iterator[BinaryIO]:
         yield unpacked(stream, shape.packing)
 
 
+def of_the_file(error: OSError) -> bool:
+    """Whether an error says that a file's bytes are wrong; other ones come from the disk, or from outside.
+
+    What unpacks a file raises plain OSErrors without a number, and gzip its own kind.
+    """
+    return error.errno is None and type(error) in (OSError, gzip.BadGzipFile)
+
+
 def numbered_lines(path: Path, shape: Shape) -> Iterator[tuple[int, bytes | Broken]]:
     """(number from 1, line with its newline) for every line of a file; a byte order mark is taken off."""
     with opened(path, shape) as stream:
@@ -62,6 +72,38 @@ def numbered_lines(path: Path, shape: Shape) -> Iterator[tuple[int, bytes | Brok
             else:
                 yield number, line
             line = read(MAX_LINE + 1)
+
+
+def ends_in_returns(path: Path, shape: Shape) -> bool:
+    """Whether the first line ends in a carriage return alone, outside quotes, as old Macintosh files' lines do."""
+    with opened(path, shape) as stream:
+        head = stream.read(_BLOCK)
+    encoding = wide_encoding(head)
+    if encoding:
+        head = head.decode(encoding, "ignore").encode(errors="ignore")
+    quoted = False
+    for place in re.finditer(rb'"|\n|\r+', head):
+        if place[0] == b'"':
+            quoted = not quoted
+        elif not quoted:
+            return place[0] != b"\n" and head[place.end() : place.end() + 1] != b"\n"
+    return False
+
+
+def returned_lines(path: Path, shape: Shape) -> Iterator[tuple[int, bytes | Broken]]:
+    """As `numbered_lines`, where a carriage return ends a line too."""
+    with opened(path, shape) as stream:
+        first = stream.read(_BLOCK)
+        encoding = wide_encoding(first)
+        blocks = _recoded(first, stream, encoding) if encoding else _blocks_of(first, stream)
+        yield from enumerate(_bounded(block.replace(b"\r", b"\n") for block in blocks), start=1)
+
+
+def _blocks_of(first: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    block = first.removeprefix(codecs.BOM_UTF8)
+    while block:
+        yield block
+        block = stream.read(_BLOCK)
 
 
 def text_of(line: bytes) -> str | Broken:

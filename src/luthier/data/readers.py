@@ -18,7 +18,7 @@ from luthier.data.folders import Found, Nothing, find_rows
 from luthier.data.hubfiles import fetch_split
 from luthier.data.hubstream import open_stream
 from luthier.data.jsonfiles import json_lines, json_list
-from luthier.data.lines import Broken, Malformed, Record, texts
+from luthier.data.lines import Broken, Malformed, Record, of_the_file, texts
 from luthier.data.sniff import Shape, Unknown, sniff
 from luthier.data.tables import delimited, open_parquet, parquet
 from luthier.errors import SourceError
@@ -186,6 +186,8 @@ def _sniffed(source: Source, path: Path) -> Shape:
     except pyarrow.ArrowException as error:
         raise SourceError(f"source {source.name}: {path} is torn or not parquet: {_first(error)}", mend) from error
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is None and not of_the_file(error):
+            raise  # the caller's own, as in `_guarded`
         raise SourceError(f"source {source.name}: {path} is torn or cannot be opened: {_first(error)}", mend) from error
     return shape
 
@@ -229,7 +231,7 @@ def _short(label: str) -> str:
 
 
 def _guarded(source: Source, path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]]:
-    """The rows of a file; whatever ends the reading early becomes a SourceError."""
+    """The rows of a file; whatever of the file ends the reading early becomes a SourceError."""
     import pyarrow
 
     try:
@@ -248,11 +250,24 @@ def _guarded(source: Source, path: Path, shape: Shape) -> Iterator[tuple[int, Re
             f"source {source.name}: {path} is not what its name says: {error}",
             "mend the file, or give it its right suffix",
         ) from error
-    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+    except (EOFError, zlib.error, pyarrow.ArrowException) as error:
+        raise _torn(source, path, error) from error
+    except OSError as error:
+        if of_the_file(error):
+            raise _torn(source, path, error) from error
+        if error.errno is None:  # no disk said this: it is the caller's own, such as the TimeoutError of an alarm
+            raise
         raise SourceError(
-            f"source {source.name}: {path} is torn, it cannot be read to its end: {_first(error)}",
-            "restore the file from its origin",
+            f"source {source.name}: {path} cannot be read: {_first(error)}",
+            "check the disk and the permissions, then try again",
         ) from error
+
+
+def _torn(source: Source, path: Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"source {source.name}: {path} is torn, it cannot be read to its end: {_first(error)}",
+        "restore the file from its origin",
+    )
 
 
 def _media_items(found: Found) -> Items:

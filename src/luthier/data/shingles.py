@@ -23,14 +23,18 @@ Offsets = NDArray[np.int64]
 PIECE = 1 << 18
 """Bytes of text that are worked on at once: what numpy writes for them stays in the processor's cache."""
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_LOWER = np.frombuffer(bytes(range(256)).lower(), dtype=np.uint8)
+LOWER = np.frombuffer(bytes(range(256)).lower(), dtype=np.uint8)
+"""(256,) each byte, ASCII capitals as lower-case letters: a table for `hash_words`."""
+_LOWER = LOWER
 _WORD = np.array([chr(i).isalnum() if i < 128 else True for i in range(256)])
 _WORD[1] = True  # CAPITAL
-_APART = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
-_PUNCTUATION = re.compile(
+APART = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+"""A character that is a word by itself: Chinese and Japanese."""
+PUNCTUATION = re.compile(
     "[\x01\u0080-\u00bf\u00d7\u00f7\u037e\u0387\u055a-\u055f\u0589\u05be\u05c0\u05c3\u060c\u061b\u061f\u066a-\u066d"
     "\u06d4\u0964\u0965\u2000-\u206f\u20a0-\u20cf\u2190-\u2bff\u3000-\u303f]"
 )
+"""A character beyond ASCII that parts words, and CAPITAL's own."""
 _CAPITAL = re.compile("(?<![^\\W_])([^\\W\\d_a-zA-Z])")
 CAPITAL = "\x01"
 """Stands before a capital letter beyond ASCII that begins a word, where `marked` was asked for."""
@@ -59,15 +63,15 @@ def fold(text: str) -> str:
     if text.isascii():
         return text.replace(CAPITAL, " ") if CAPITAL in text else text
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return _APART.sub(r" \1 ", _PUNCTUATION.sub(" ", plain))
+    return APART.sub(r" \1 ", PUNCTUATION.sub(" ", plain))
 
 
 def marked(text: str) -> str:
     """As `fold`, with its case kept and CAPITAL before capitals beyond ASCII."""
     if text.isascii():
         return text.replace(CAPITAL, " ") if CAPITAL in text else text
-    plain = _PUNCTUATION.sub(_stop_or_space, unicodedata.normalize("NFKC", text))
-    return _APART.sub(r" \1 ", _CAPITAL.sub(lambda m: CAPITAL + m[1] if m[1].isupper() else m[1], plain))
+    plain = PUNCTUATION.sub(_stop_or_space, unicodedata.normalize("NFKC", text))
+    return APART.sub(r" \1 ", _CAPITAL.sub(lambda m: CAPITAL + m[1] if m[1].isupper() else m[1], plain))
 
 
 def _stop_or_space(found: re.Match[str]) -> str:
@@ -83,7 +87,7 @@ def shingle_batch(texts: Sequence[str] | pa.StringArray, size: int) -> Shingles:
     counts, parts = [np.zeros(1, dtype=np.int64)], [np.empty(0, dtype=np.uint64)]
     for piece in pieces([fold(text or "") for text in listed]):
         words = split_words(piece)
-        found = _combine(hash_words(words, _LOWER), words.row_starts, size)
+        found = _combine(hash_words(words, LOWER), words.row_starts, size)
         counts.append(np.diff(found.offsets))
         parts.append(found.hashes)
     return Shingles(np.cumsum(np.concatenate(counts)), np.concatenate(parts))

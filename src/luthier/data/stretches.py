@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from luthier.data.entities import Signature, siblings, signatures
-from luthier.data.shingles import _APART, _PUNCTUATION
+from luthier.data.shingles import APART, PUNCTUATION
 
 AROUND = 80
 """Words on either side of a shared run that are looked at."""
@@ -28,7 +28,7 @@ _MARGIN = 12
 _TAIL = 3
 _GAPS = ((3, 1), (8, 3), (20, 8))
 """(words between two shared runs, words that the farther one must have to belong to the same extent)."""
-_CHARACTER = _APART.pattern.strip("()")
+_CHARACTER = APART.pattern.strip("()")
 _WORD = re.compile(f"{_CHARACTER}|(?:(?!{_CHARACTER})[0-9A-Za-z\x80-\U0010ffff])+")
 
 Segment = tuple[str, bool]
@@ -58,7 +58,7 @@ class Text:
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """(start, end) of each word; the words are those of `shingles.split_words`."""
-        return [found.span() for found in _WORD.finditer(_PUNCTUATION.sub(" ", self.text))]
+        return [found.span() for found in _WORD.finditer(PUNCTUATION.sub(" ", self.text))]
 
     @cached_property
     def signature(self) -> Signature:
@@ -78,6 +78,7 @@ class Text:
             written=whole.written[chosen],
             lower=whole.lower[chosen],
             entity=whole.entity[chosen],
+            opening=whole.opening[chosen],
             words=frozenset(counts),
             often=frozenset(word for word, count in counts.items() if count > 1),
         )
@@ -132,22 +133,7 @@ def is_sibling(item: Text, row: Text, extent: Extent, ngram: int) -> bool:
     for at, _, size in extent.shared:
         if size >= QUOTED_RUNS * ngram and int(np.count_nonzero(entity[at : at + size])) >= QUOTED_ENTITIES:
             return False
-    return _substituted(item, row, extent) or siblings(item.part(extent.item), row.part(extent.row))
-
-
-def _substituted(item: Text, row: Text, extent: Extent) -> bool:
-    """Whether, between two shared runs, an entity of the row stands where the item has another one."""
-    ends = (*extent.shared, (extent.item[1], extent.row[1], 0))
-    at, row_at = extent.item[0], extent.row[0]
-    for next_at, next_row_at, size in ends:
-        ours, theirs = (
-            set(text.signature.written[first:last][text.signature.entity[first:last]].tolist())
-            for text, first, last in ((item, at, next_at), (row, row_at, next_row_at))
-        )
-        if ours and theirs and not ours & theirs:
-            return True
-        at, row_at = next_at + size, next_row_at + size
-    return False
+    return siblings(item.part(extent.item), row.part(extent.row))
 
 
 def excerpts(item: Text, row: Text, extent: Extent) -> tuple[Excerpt, Excerpt]:

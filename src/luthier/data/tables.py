@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.lines import MAX_LINE, Broken, Malformed, Record, numbered_lines, text_of
+from luthier.data.lines import (
+    MAX_LINE,
+    Broken,
+    Malformed,
+    Record,
+    ends_in_returns,
+    numbered_lines,
+    of_the_file,
+    returned_lines,
+    text_of,
+)
 from luthier.data.sniff import Shape, suffixes
 
 if TYPE_CHECKING:
@@ -19,6 +29,11 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 8 * 2**20
+_LINE_COST = 128  # bytes that a line takes beside its text while a quote is open
+_PLAIN = {
+    "unexpected end of data": "a quote is opened and never closed",
+    "new-line character seen in unquoted field": "a carriage return outside quotes",
+}
 MAX_LOST = 10_000_000
 """A corrupt row group that claims more rows than this is not listed row by row: the file is refused."""
 
@@ -26,11 +41,12 @@ MAX_LOST = 10_000_000
 def delimited(path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]]:
     """(record number from 1, record of texts) for every line after the header; empty lines make no record.
 
-    The delimiter is a tab for .tsv, else what the header has of tab, comma and semicolon. Raises Malformed for a
-    header that is not text or names a column twice.
+    The delimiter is a tab for .tsv, else what the header has of tab, comma and semicolon. Lines may end in a carriage
+    return alone where the header does. Raises Malformed for a header that is not text or names a column twice.
     """
     csv.field_size_limit(MAX_LINE)  # the default of 128 KiB is less than a long text
-    feed = _Feed(numbered_lines(path, shape))
+    lines = returned_lines if ends_in_returns(path, shape) else numbered_lines
+    feed = _Feed(lines(path, shape))
     first = next(feed.source, None)
     if first is None:
         return
@@ -42,7 +58,7 @@ def delimited(path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]]
     try:
         names = next(reader, [])
     except csv.Error as error:
-        raise Malformed(f"the header: {error}") from error
+        raise Malformed(f"the header: {feed.said(error)}") from error
     if len(set(names)) < len(names):
         raise Malformed(f"two columns share a name: {', '.join(names)}")
     width, number = len(names), 0
@@ -59,8 +75,9 @@ def delimited(path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]]
         except csv.Error as error:
             number += 1
             begun = feed.taken[0][0]
-            trouble = feed.take_trouble() if feed.trouble else Broken("broken_line", f"line {begun}: {error}")
-            feed.push_back()
+            said = feed.said(error)
+            trouble = feed.take_trouble() if feed.trouble else Broken("broken_line", f"line {begun}: {said}")
+            feed.push_back(said)
             yield number, trouble
             continue
         if not fields:
@@ -75,7 +92,9 @@ def delimited(path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]]
 class _Feed:
     """Lines as the csv reader wants them. It remembers those of the record at hand, so that they can be read again.
 
-    A line that is not text ends what the reader sees; the reason waits in `trouble`.
+    A line that is not text ends what the reader sees; the reason waits in `trouble`. At the begin of a line a quote is
+    either open or not, and nothing else is known of what came before. So a line that once followed an open quote in a
+    record that failed fails behind every open quote: no line is read more than twice, however many quotes are open.
     """
 
     def __init__(self, source: Iterator[tuple[int, bytes | Broken]]) -> None:
@@ -84,6 +103,8 @@ class _Feed:
         self.taken: list[tuple[int, bytes | Broken]] = []
         self.trouble: Broken | None = None
         self._size = 0
+        self._failed_to, self._why = 0, ""
+        self._stopped = ""
 
     def __iter__(self) -> _Feed:
         return self
@@ -91,33 +112,48 @@ class _Feed:
     def begin(self) -> None:
         self.taken.clear()
         self._size = 0
+        self._stopped = ""
 
     def __next__(self) -> str:
+        if self.taken and self.taken[-1][0] < self._failed_to:
+            self._stopped = self._why
+            raise StopIteration
         item = self.waiting.pop() if self.waiting else next(self.source)
         number, line = item
         text = line if isinstance(line, Broken) else text_of(line)
         if isinstance(text, Broken):
             if self.taken:
                 self.waiting.append(item)  # a quote was open: the line is looked at again by itself
+                self._stopped = f"a quote is open before line {number}, which is not text"
             else:
                 self.trouble = Broken(text.reason, f"line {number}: {text.detail}")
                 self.taken.append(item)
             raise StopIteration
-        self._size += len(text)
-        if self._size > MAX_LINE:
+        self._size += len(text) + _LINE_COST
+        if self.taken and self._size > MAX_LINE:
             self.waiting.append(item)
+            self._stopped = f"a quote is open for more than {MAX_LINE >> 20} MiB"
             raise StopIteration
         self.taken.append(item)
         return text + "\n"
+
+    def said(self, error: csv.Error) -> str:
+        """Why a record failed, for a person."""
+        if self._stopped:
+            return self._stopped
+        words = str(error)
+        return next((plain for begin, plain in _PLAIN.items() if words.startswith(begin)), words)
 
     def take_trouble(self) -> Broken:
         assert self.trouble is not None
         trouble, self.trouble = self.trouble, None
         return trouble
 
-    def push_back(self) -> None:
+    def push_back(self, why: str) -> None:
         """A quote that was opened by mistake takes only its own line with it."""
         self.waiting += reversed(self.taken[1:])
+        if self.taken[-1][0] > self._failed_to:
+            self._failed_to, self._why = self.taken[-1][0], why
 
 
 def _delimiter(header: str, suffix: str) -> str:
@@ -161,6 +197,8 @@ def parquet(path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]]:
                         given += 1
                         yield number + given, row
             except (pyarrow.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and not of_the_file(error):
+                    raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             lost = group.num_rows - given
             if lost > MAX_LOST:

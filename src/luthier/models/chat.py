@@ -16,22 +16,13 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from luthier.errors import DataError, RequestError, SourceError
+from luthier.errors import ChatError, RequestError, SourceError
 from luthier.schema import Message, Row
 
 MEDIA = ("image", "audio", "video")
 _PROBE, _ANSWER = "Question9", "Answer9"
 _BROKEN = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 """What a template raises on a chat that it was not written for."""
-
-
-class ChatError(DataError):
-    """A row that a template or its mask cannot carry: `reason` is one word of `template_doctor.REASONS`."""
-
-    def __init__(self, reason: str, detail: str, mend: str) -> None:
-        super().__init__(f"{reason}: {detail}", mend)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +152,30 @@ def load_tokenizer(base: str, revision: str = "") -> Any:
         return tokenizer
     from transformers import AutoTokenizer
 
-    where = {"revision": None if Path(base).is_dir() else revision or None}
+    local = Path(base).is_dir()
+    trouble = "" if local else _unreachable(base, revision)
+    where = {"revision": None if local else revision or None, "local_files_only": bool(trouble)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **where)
         if not getattr(tokenizer, "chat_template", None):
             tokenizer.chat_template = _processor_template(base, where)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SourceError(
-            f"model.base: the tokenizer of {base} cannot be loaded: {first_line(error)}",
+            f"model.base: the tokenizer of {base} cannot be loaded: {trouble or first_line(error)}",
             "check the name, model.revision and the network, or give a local folder: --set model.base=FOLDER",
         ) from error
     return tokenizer
+
+
+def _unreachable(base: str, revision: str) -> str:
+    """Why the hub does not give this model, or ""; asked once, where loading would try for half a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(base, revision=revision or None, timeout=8)
+    except Exception as error:  # the client raises a dozen kinds; with any of them only a cached copy can be read
+        return first_line(error)
+    return ""
 
 
 def first_line(error: object) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from luthier.models.chat import ChatError, ChatTemplate, Written, tools_of
+from luthier.errors import ChatError
+from luthier.models.chat import ChatTemplate, Written, tools_of
 from luthier.schema import Message, Row
 
 Proof = Literal["marks", "ids", "characters", "none"]

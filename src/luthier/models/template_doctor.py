@@ -17,7 +17,8 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-from luthier.models.chat import MEDIA, ChatError, ChatTemplate, tools_of
+from luthier.errors import ChatError
+from luthier.models.chat import MEDIA, ChatTemplate, tools_of
 from luthier.models.supervise import Rendered, render_rows
 from luthier.schema import Message, Row
 

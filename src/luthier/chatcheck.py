@@ -1,0 +1,118 @@
+"""`luthier check` for chat recipes: the table that the recipe makes, and its rows in the base's chat template."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from luthier.checked import Checked
+from luthier.console import progress, table
+from luthier.data.build import Built, build
+from luthier.data.readers import open_source
+from luthier.data.stagecache import default_cache
+from luthier.data.table import iter_rows
+from luthier.errors import LuthierError
+from luthier.recipe import Recipe
+from luthier.recipefile import stage_recipes
+from luthier.stages.sources import table_request
+from luthier.train.plan import make_plan
+
+EXAMINED = 2000
+"""Rows that go through the template: the first of a shuffled table, and so a random sample of it."""
+MENDS = {
+    "template_refuses": "let data.steps bring the rows into the order that the template asks for (roles_alternate)",
+    "mask_unproved": "choose a base whose template marks what is generated, or that renders turns one after another",
+    "double_bos": "this is a fault of the base's template and tokenizer together: choose another revision",
+    "text_lost": "the template leaves words out: drop such turns in data.steps, or choose another base",
+    "tools_lost": "the template has no place for tools: drop these rows in data.steps, or choose another base",
+    "media_placeholders": "the base does not take these media, or the rows name more of them than they hold",
+    "reserved_token": "a text holds a token of the template: drop these rows with a regex step",
+    "nothing_supervised": "rows without an answer teach nothing: add require_messages to data.steps",
+}
+
+
+def check_chat(recipe: Recipe, found: Checked) -> None:
+    """Sources, licences, ledger, splits, mixture, steps, and what the chat template makes of the rows."""
+    stages = stage_recipes(recipe)
+    try:
+        request = table_request(stages)
+    except LuthierError as error:
+        found.problems.append(str(error))
+        return
+    for source, _ in request.sources:
+        try:
+            open_source(source)
+        except LuthierError as error:
+            found.problems.append(f"data.sources.{source.name}: {error}")
+    stage = next(iter(stages.values()))
+    tokenizer = _tokenizer(stage, found)
+    if found.problems:
+        return
+    with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
+        try:
+            built = build(request, Path(folder) / "table", default_cache())
+        except LuthierError as error:
+            found.problems.append(str(error))
+            return
+        _table(built, found)
+        for name, one in stages.items():
+            plan = make_plan(len(built.mixture.plan) if built.mixture else 0, one.train)
+            found.figures.setdefault("steps", {})[name] = plan.steps
+            found.sections.append(
+                f"stage {name}: {plan.steps} steps of {one.train.batch_size} ({plan.steps_per_epoch:,} an epoch, "
+                f"{plan.warmup_steps} of warm-up); time and memory are measured when chat trains"
+            )
+        _template(stage, tokenizer, built, found)
+
+
+def _tokenizer(stage: Recipe, found: Checked) -> Any:
+    from luthier.models.chat import load_tokenizer
+
+    try:
+        return load_tokenizer(stage.model.base, stage.model.revision)
+    except LuthierError as error:
+        found.problems.append(str(error))
+        return None
+
+
+def _table(built: Built, found: Checked) -> None:
+    sources = built.manifest["sources"]
+    lines = [
+        [name, about["split"], about["format"], about["sniffed"], about["license"] or "not stated"]
+        for name, about in sources.items()
+    ]
+    found.sections.append("sources\n" + table(["source", "for", "format", "found", "licence"], lines))
+    found.sections.append("ledger\n" + built.ledger.table())
+    splits = ", ".join(f"{count:,} {name}" for name, count in built.manifest["splits"].items())
+    notes = built.manifest["duplicates"]["found"]["notes"]
+    found.sections.append("\n".join([f"splits: {splits}", *notes]))
+    if built.mixture:
+        found.sections.append("mixture of an epoch\n" + built.mixture.plan.table())
+    found.figures["rows"] = {name: about["kept"] for name, about in sources.items()}
+    found.figures["splits"] = built.manifest["splits"]
+    found.figures["ledger"] = {name: counts.to_json() for name, counts in built.ledger.counts.items()}
+
+
+def _template(stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> None:
+    from luthier.models.template_doctor import examine, paint
+
+    rows = (item.row for item in iter_rows(built.folder, {"split": "train"}))
+    total = min(EXAMINED, built.manifest["splits"].get("train", 0))
+    try:
+        seen = examine(progress(rows, "rendering", total), tokenizer, stage.model.max_tokens, sample=EXAMINED)
+    except LuthierError as error:
+        found.problems.append(str(error))
+        return
+    colour = sys.stderr.isatty()
+    shown = [paint(rendered, colour) for rendered in seen.shown]
+    head = "what is learned of three rows (in green, or between ⟦ and ⟧)"
+    found.sections.append("\n".join([f"chat template, {seen.rows:,} rows of the training split", *seen.lines()]))
+    found.sections.append("\n\n".join([head, *shown]))
+    found.figures["template"] = seen.figures
+    for reason, trouble in seen.troubles.items():
+        found.problems.append(
+            f"chat template: {reason} in {trouble.rows:,} of {seen.rows:,} rows; the first: {trouble.first}\n"
+            f"  mend: {MENDS[reason]}"
+        )

@@ -1,0 +1,85 @@
+"""`luthier check` of a chat recipe: what it prints, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.children import ROOT, Luthier
+
+RECIPE = ROOT / "recipes" / "assistant.yaml"
+
+
+def chats(count: int, answer: str = "The answer to it is {}.") -> list[dict[str, Any]]:
+    return [
+        {
+            "conversations": [
+                {"from": "human", "value": f"What is the {word} of the matter that we spoke of on day {i}?"},
+                {"from": "gpt", "value": answer.format(f"{word} {i}")},
+            ]
+        }
+        for i in range(count)
+        for word in ("colour", "weight")
+    ]
+
+
+def sources(folder: Path, **rows: list[dict[str, Any]]) -> list[str]:
+    words = []
+    for name in ("finetome", "sharegpt-english", "ultrachat"):
+        path = folder / f"{name}.jsonl"
+        found = rows.get(name.replace("-", "_"), chats(12, f"In {name} it is {{}}, as is known."))
+        path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+        words += ["--set", f"data.sources.{name}.path={path}"]
+    return words
+
+
+def test_a_chat_recipe_is_checked_with_its_template(luthier: Luthier, tmp_path: Path) -> None:
+    words = sources(tmp_path)
+    done = luthier(
+        "check", RECIPE, "--json", "--set", "model.base=toy:llama", *words, env={"LUTHIER_CACHE": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert sum(figures["rows"].values()) == figures["splits"]["train"] + figures["splits"].get("validation", 0) == 72
+    assert figures["template"]["rows"] == figures["splits"]["train"]
+    assert 0 < figures["template"]["tokens_supervised"] < figures["template"]["tokens_total"]
+    for part in ("licence", "MIT", "ledger", "mixture", "tokens: min", "⟦", "nothing to mend", "60 steps of 8"):
+        assert part in done.stderr
+    learned = done.stderr.partition("what is learned")[2].partition("\n")[2]
+    assert "as is known" in learned.partition("⟦")[2].partition("⟧")[0]
+
+
+def test_every_problem_is_told_at_once(luthier: Luthier, tmp_path: Path) -> None:
+    words = sources(tmp_path)[2:]
+    done = luthier("check", RECIPE, *words, "--set", "model.base=nobody/nothing")
+    assert done.returncode == 2
+    assert "data.sources.finetome" in done.stderr
+    assert "model.base: the tokenizer of nobody/nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"conversations": [{"from": "human", "value": "Hello, who is there?"}]}] * 3, "nothing_supervised"),
+        (chats(3, "He said <|end|> and left, {}."), "reserved_token"),
+    ],
+)
+def test_rows_that_would_teach_nothing_or_break_the_template_are_refused_with_counts(
+    luthier: Luthier, tmp_path: Path, rows: list[dict[str, Any]], reason: str
+) -> None:
+    words = sources(tmp_path, finetome=rows)
+    overrides = ["--set", "model.base=toy:llama", "--set", "data.steps=[]", *words]
+    done = luthier("check", RECIPE, *overrides, env={"LUTHIER_CACHE": str(tmp_path)})
+    assert done.returncode == 2
+    assert f"chat template: {reason} in " in done.stderr
+    assert "mend:" in done.stderr
+
+
+def test_a_chat_recipe_is_not_run_yet(luthier: Luthier) -> None:
+    for verb in ("run", "rehearse"):
+        done = luthier(verb, RECIPE)
+        assert done.returncode == 2
+        assert "does not train yet" in done.stderr
+        assert "luthier data build" in done.stderr
