@@ -54,7 +54,7 @@ def ours(talks: list[list[dict[str, str]]], tokenizer: Any) -> dict[str, float]:
     ]
     begun = time.process_time()
     diagnosis = examine(made, tokenizer, maximum_tokens=1 << 30)
-    return {"cpu_s": time.process_time() - begun, "tokens": float(diagnosis.tokens.total)}
+    return {"cpu_s": time.process_time() - begun, "tokens": float(diagnosis.figures["tokens_total"])}
 
 
 def theirs(talks: list[list[dict[str, str]]], tokenizer: Any) -> dict[str, float]:

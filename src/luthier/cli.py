@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--out", type=Path, help="a new folder (default: quickstart-run, or the next free number)")
     verb = add_verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
-    verb.add_argument("kind", help="speaking or quickstart")
+    verb.add_argument("kind", help="speaking, assistant or quickstart")
     verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
     verb = add_verb(
         verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml"

@@ -31,8 +31,6 @@ from luthier.recipe import Balance, Duplicates, Scale, Source
 from support.children import environment
 from support.tables import chat, chats, closes, events, jsonl, recording, request, word
 
-END_OF_READ = "rows.arrow"
-
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -61,21 +59,18 @@ def test_the_ledger_adds_up_for_three_sources_of_three_shapes(tmp_path: Path) ->
     sharegpt = [{"conversations": [{"from": "human", "value": "a b"}, {"from": "gpt", "value": "c d"}]}]
     sharegpt += [{"conversations": None}, *sharegpt, {"conversations": [{"from": "human", "value": "no answer"}]}]
     one = jsonl(tmp_path / "one.jsonl", sharegpt)
-    two = jsonl(tmp_path / "two.jsonl", [*chats(5), "not json", chat("A  B", "C D"), chat("short", "x" * 400)])
+    two = jsonl(tmp_path / "two.jsonl", [*chats(5), "not json", chat("A  B", "C D"), chat("short", "x " * 400)])
     (tmp_path / "three.csv").write_text("ask,reply\nhow,so\nwhy,therefore\n", encoding="utf-8")
     columns = {"prompt": "ask", "completion": "reply"}
     three = Source(name="three", path=str(tmp_path / "three.csv"), format="prompt_completion", columns=columns)
-    steps = ["require_messages", {"length": {"maximum_characters": 300}}]
-    try:
-        asked = request(one, two, three, steps=steps)
-    except AssertionError:
-        asked = request(one, two, three, steps=["require_messages", {"length": {"maximum_words": 3}}])
-    built = build(asked, tmp_path / "table")
+    steps = ["require_messages", {"length": {"maximum_words": 30}}]
+    built = build(request(one, two, three, steps=steps), tmp_path / "table")
     sums = closes(tmp_path / "table")
     assert (sums["one"]["in"], sums["one"]["kept"], sums["one"]["merged"]) == (4, 1, 1)
     assert sum(sums["one"]["dropped"].values()) == 2
     assert (sums["two"]["in"], sums["two"]["merged"]) == (8, 1)
     assert sums["two"]["dropped"]["broken_line"] == 1
+    assert sum(sums["two"]["dropped"].values()) == 2
     assert (sums["three"]["in"], sums["three"]["kept"]) == (2, 2)
     assert built.ledger.counts["two"].to_json() == {k: v for k, v in sums["two"].items() if k != "source"}
     assert verify_folder(tmp_path / "table", "manifest.json") is None
@@ -163,7 +158,7 @@ def test_an_edited_function_or_its_helper_makes_the_stage_anew(
         return int(build(asked, tmp_path / name, tmp_path / "cache").manifest["rows"])
 
     try:
-        assert made("one") == 6 - sum(word in row["messages"][0]["content"] for row in chats(6) for word in ("aaaa",))
+        assert made("one") == 4
         made("again")
         assert read == ["a"]
         path = tmp_path / edited
@@ -501,8 +496,8 @@ def test_near_copies_are_merged_into_the_first_and_siblings_are_kept(tmp_path: P
     records = [
         chat("How are plains made?", LONG),
         chat("How are plains made?", LONG.replace("stone", "gravel")),
-        chat("Tell me of Anna.", f"Anna has 12 sheep. {LONG.replace('rivers', 'streams')} with 3 dogs"),
-        chat("Tell me of Berta.", f"Berta has 19 sheep. {LONG.replace('rivers', 'streams')} with 5 dogs"),
+        chat("Who lives there?", f"{LONG.replace('hills', 'Alps')}. Anna has 12 sheep."),
+        chat("Who lives there?", f"{LONG.replace('hills', 'Alps')}. Berta has 19 sheep."),
     ]
     asked = request(jsonl(tmp_path / "a.jsonl", records), duplicates=Duplicates(near=0.7))
     built = build(asked, tmp_path / "table")

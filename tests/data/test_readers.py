@@ -262,39 +262,29 @@ def test_broken_utf16_breaks_its_line(tmp_path: Path, tail: bytes) -> None:
     assert reasons(tmp_path / "t.txt") == ["", "not_utf8"]
 
 
-def test_csv_lines_that_are_broken_leave_the_others(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_bytes(b'a,b\n1,"x\ny"\n2\n3,4,5\n6,\xe9\n7,\0\n\n8,"open\n9,z\n10,"q"r\n11,z\n')
-    assert reasons(path) == ["", *["broken_line"] * 2, "not_utf8", "nul_byte", "broken_line", "", "broken_line", ""]
-    assert records(path) == [{"a": "1", "b": "x\ny"}, {"a": "9", "b": "z"}, {"a": "11", "b": "z"}]
-    details = [record.detail for _, record in read(path) if isinstance(record, Broken)]
-    assert [detail.split(":")[0] for detail in details] == [f"line {n}" for n in (4, 5, 6, 7, 9, 11)]
-    assert "1 fields in place of 2" in details[0]
-
-
-def test_csv_in_cp1252_loses_only_the_lines_that_need_it(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes("a;b\n1;x\n2;é\n".encode("cp1252"))
-    assert reasons(tmp_path / "t.csv") == ["", "not_utf8"]
-    assert records(tmp_path / "t.csv") == [{"a": "1", "b": "x"}]
-
-
-CELLS = st.text(st.sampled_from('a",;\n\té'), max_size=6)
-
-
-@settings(max_examples=120, deadline=None)
-@given(st.lists(st.tuples(CELLS, CELLS), max_size=8))
-def test_csv_agrees_with_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_an_alarm_from_outside_is_not_taken_for_a_torn_file(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path_factory.mktemp("csv") / "t.csv"
-    with path.open("w", newline="") as stream:
-        csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([("p", "q"), *rows])
-    assert records(path) == [{"p": p, "q": q} for p, q in rows]
+    found = open_source(source(write(tmp_path, kind)))
+
+    def ring(*_: Any, **__: Any) -> Any:
+        raise TimeoutError("time is up")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", ring)
+    monkeypatch.setattr(jsonfiles, "numbered_lines", ring)
+    with pytest.raises(TimeoutError, match="time is up"):
+        list(found)
 
 
-def test_a_large_csv_field_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text('a,b\n1,"' + "word \n" * 100_000 + '"\n2,x\n')
-    assert [len(record["b"]) for record in records(tmp_path / "t.csv")] == [600_000, 1]
+def test_a_disk_that_fails_is_not_called_a_torn_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    found = open_source(source(write(tmp_path, "jsonl")))
+    monkeypatch.setattr(jsonfiles, "numbered_lines", fail)
+    with pytest.raises(SourceError, match=r"cannot be read.*Input/output error"):
+        list(found)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from luthier.data.mixture import MANIFEST, Mixture, mixture_of, read_mixture
 from luthier.data.request import TableRequest
 from luthier.data.shards import Layout, write_shards
 from luthier.data.split import split_of
-from luthier.data.stagecache import StageCache, stage_key, untouched
+from luthier.data.stagecache import TOUCHED, StageCache, stage_key, untouched
 from luthier.errors import DataError, ExistsError
 from luthier.recipe import Scale
 
@@ -257,8 +257,8 @@ def _carry_touched(stages: Sequence[Stage], place: Path) -> None:
     found = [
         item
         for stage in stages
-        if (stage.folder / "touched.json").is_file()
-        for item in files.read_json(stage.folder / "touched.json")
+        if (stage.folder / TOUCHED).is_file()
+        for item in files.read_json(stage.folder / TOUCHED)
     ]
     if found:
-        (place / "touched.json").write_bytes(orjson.dumps(found))
+        (place / TOUCHED).write_bytes(orjson.dumps(found))

@@ -192,6 +192,7 @@ def tokens(tokenizer: FilePath, minimum: int = 0, maximum: int = 0, turns: Turns
     except Exception as error:  # the library raises Exception itself
         raise ParameterError("tokenizer", f"{tokenizer} is no tokenizer.json: {str(error)[:120]}") from error
     loaded.no_truncation()
+    loaded.no_padding()  # a file may ask for a fixed length, which would be counted
 
     def apply(row: Row) -> Row | Drop:
         found = [loaded.encode(text, add_special_tokens=False) for text in texts(row, turns)]

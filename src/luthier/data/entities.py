@@ -42,7 +42,7 @@ STARTERS = (
     "need never nevertheless new next no nobody none nonetheless normally not note nothing now obviously of off often "
     "ok okay old on once only open or other others otherwise our ours out output over overall part perhaps please "
     "possible possibly previous prior probably provide put question quite rather read really recall remember remove "
-    "result return right run same say second see select set several shall she should show similarly simply since small "
+    "result return right run same say see select set several shall she should show similarly simply since small "
     "so solution solve some someone something sometimes somewhat soon sorry start step still stop such summary suppose "
     "sure surely take tell than thank thanks that the their theirs them then there therefore these they think this "
     "those though through throughout thus till tip to today together tomorrow tonight too translate try turn typically "
@@ -128,17 +128,19 @@ def _entities(words: Words, written: Hashes, lower: Hashes) -> tuple[NDArray[np.
         salted[at] ^= np.uint64(hash_signs(signs))
     salted[number & ~named] = lower[number & ~named]
     entity = digit | named | number | glued
-    opening = capital & begins & ~entity & ~_in(lower, _word_hashes(tuple(STARTERS))) & ~_inflected(words)
+    opening = capital & begins & ~entity
+    first = np.flatnonzero(opening)
+    starter = _in(lower[first], _word_hashes(tuple(STARTERS)))
+    opening[first] = ~(starter | _inflected(data, start[first], end[first]))
     return entity, opening, salted
 
 
-def _inflected(words: Words) -> NDArray[np.bool_]:
-    """Which words end as adverbs and participles of six letters and more do (Finally, Using a Sally would be one)."""
-    lowered, last = LOWER[words.data], words.end - 1
-    x, y, z = (lowered[np.maximum(last - k, 0)] for k in (2, 1, 0))
+def _inflected(data: NDArray[np.uint8], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which words end in -ly or -ing and have at least six letters (Finally, and not Sally)."""
+    x, y, z = (LOWER[data[np.maximum(end - k, 0)]] for k in (3, 2, 1))
     adverb = (y == ord("l")) & (z == ord("y"))
     participle = (x == ord("i")) & (y == ord("n")) & (z == ord("g"))
-    return np.asarray((words.end - words.start >= 6) & (adverb | participle))
+    return np.asarray((end - start >= 6) & (adverb | participle))
 
 
 def _any(

@@ -29,8 +29,8 @@ from luthier.data.ledger import drop_event, event
 from luthier.data.readers import Broken, Reading, columns_seen, open_source, peek
 from luthier.data.request import TableRequest
 from luthier.data.rows import STAGE_SCHEMA, encode, group_of
-from luthier.data.stagecache import StageCache, stage_key, touch
-from luthier.errors import DataError
+from luthier.data.stagecache import TOUCHED, StageCache, stage_key, touch
+from luthier.errors import DataError, SourceError
 from luthier.recipe import Source
 from luthier.schema import Draft, Drop, Row, canonical
 
@@ -40,6 +40,8 @@ _AHEAD = 16  # recordings in memory at once
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 * 2**20
 _MEDIA_FORMATS = ("graded", "image_caption")
 Outcome = tuple[str, Draft | Drop]
+Changes = dict[str, str]
+"""What a step did to a row: `step`, and `detail` for a person."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Stage:
     """A source's rows on disk. `about` is what the table's manifest says of the source."""
 
     key: str
+    """Names what it was made from, the media that were read from beside a table included."""
     folder: Path
     source: str
     split: str
@@ -92,14 +95,19 @@ def ingest(source: Source, split: str, request: TableRequest, cache: StageCache)
     Raises SourceError for a source that cannot be read, DataError where none of its records can be used.
     """
     reading = open_source(source, request.columns.id) if request.graded else open_source(source)
-    hashes = _hashes(reading)
-    key = stage_key({**request.reading_key(source, split), "files": hashes, "revision": reading.revision})
+    before, hashes = touch(reading.files), _hashes(reading)
+    # Names of media mean files beside the table, so the same bytes in another folder are another source.
+    folder = "" if reading.revision else str(reading.folder.resolve())
+    made_from = {"files": hashes, "revision": reading.revision, "folder": folder}
+    key = stage_key({**request.reading_key(source, split), **made_from})
     kept = cache.find(key)
     if kept is None:
         about: dict[str, Any] = {}
         with cache.make(key, about) as place:
             about |= _read(reading, split, request, place)
             about |= {"files_read": hashes}
+            if touch(reading.files) != before:
+                raise SourceError(f"source {source.name}: a file of it changed while it was read", "build again")
         kept = cache.root / key
         return _stage(key, kept, source.name, split)
     found = _stage(key, kept, source.name, split, reused=True)
@@ -122,6 +130,9 @@ def _hashes(reading: Reading) -> dict[str, str]:
 def _stage(key: str, folder: Path, name: str, split: str, reused: bool = False) -> Stage:
     about = files.read_json(folder / files.MANIFEST)
     about.pop("files", None)
+    media = folder / TOUCHED
+    if media.is_file():
+        key = f"{key}-{files.sha256_file(media)[:16]}"
     return Stage(key, folder, name, split, about, reused)
 
 
@@ -154,7 +165,7 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
         raise _none_left(source.name, writer)
     touched = touch(context.touched)
     if touched:
-        (place / "touched.json").write_text(canonical(touched), encoding="utf-8")
+        (place / TOUCHED).write_text(canonical(touched), encoding="utf-8")
     return {
         "source": source.name,
         "format": chosen,
@@ -220,17 +231,25 @@ def _outcomes(records: Reading, adapt: Adapter, pooled: bool) -> Iterator[Outcom
 
 
 def _through_steps(origin: str, draft: Draft, request: TableRequest, writer: _Writer) -> None:
-    row, changes = draft.row, list[dict[str, str]]()
+    row, changes = draft.row, list[Changes]()
     for step in request.steps:
         after = step.apply(row)
-        if after is row:
+        if after is row or after == row:
             continue
         if isinstance(after, Drop):
-            writer.drop(after, step.name, encode(row).id)
+            writer.drop(after, step.name, _identity(row), changes)
             return
         changes.append({"step": step.name, "detail": difference(row, after)})
         row = after
     writer.keep(draft, row, changes)
+
+
+def _identity(row: Row) -> str:
+    """The id of a row that is dropped; "" where it holds half of a surrogate pair, which has no bytes to hash."""
+    try:
+        return encode(row).id
+    except (TypeError, ValueError):
+        return ""
 
 
 def difference(before: Row, after: Row) -> str:
@@ -281,14 +300,16 @@ class _Writer:
         self._held: list[tuple[Any, ...]] = []
         self._bytes = 0
 
-    def drop(self, drop: Drop, step: str = "", identity: str = "") -> None:
+    def drop(self, drop: Drop, step: str = "", identity: str = "", changes: Sequence[Changes] = ()) -> None:
         self.dropped[drop.reason] += 1
         self.first_drop = self.first_drop or f"{drop.origin}: {drop.detail}"
-        self._events.write(drop_event(drop, step, identity))
+        self._events.write(drop_event(drop, step, identity, changes))
 
-    def keep(self, draft: Draft, row: Row, changes: list[dict[str, str]]) -> None:
+    def keep(self, draft: Draft, row: Row, changes: Sequence[Changes]) -> None:
         try:
             identity, messages, target = encode(row)
+            if changes:
+                (row.group + row.more).encode()
         except (TypeError, ValueError) as error:  # half of a surrogate pair that no adapter or step took out
             self.drop(Drop(self.source, row.provenance.origin, "bad_unicode", str(error)))
             return

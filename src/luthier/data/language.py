@@ -20,7 +20,8 @@ def language(
 ) -> Step:
     """Keeps rows in the languages asked for, told by their n-grams (lingua; the extra `language`).
 
-    Text without a letter has no language and is kept. Few words are told badly: put `length` first.
+    Text without a letter has no language and is kept. Few words are told badly: put `length` first. A text in several
+    languages counts as one of them, and a letter that few languages have may decide, whatever the rest is.
 
     languages: two-letter codes (ISO 639-1), such as `[en, de]`.
     minimum_confidence: how sure the detector must be, from 0 to 1; above 0 this costs several times as much.
@@ -41,8 +42,10 @@ def language(
             raise ParameterError("languages", f"{code!r} is not the two-letter code of a language that can be told")
     if not wanted:
         raise ParameterError("languages", "name at least one, such as [en]")
-    if not 0.0 <= minimum_confidence <= 1.0 or characters < 1:
-        raise ParameterError("minimum_confidence", "is from 0 to 1, and characters at least 1")
+    if not 0.0 <= minimum_confidence <= 1.0:
+        raise ParameterError("minimum_confidence", "is from 0 to 1")
+    if characters < 1:
+        raise ParameterError("characters", "is at least 1")
     builder = LanguageDetectorBuilder.from_all_languages()
     detector = (builder.with_low_accuracy_mode() if low_accuracy else builder).build()
 

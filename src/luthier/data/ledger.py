@@ -7,7 +7,7 @@ dropped. What happened to single records (drops, merges, changes) is written as 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ class Ledger:
         return console.table(["source", "in", "kept", "merged", "dropped", "why"], rows)
 
 
-def drop_event(drop: Drop, step: str = "", identity: str = "") -> bytes:
-    """The line of a dropped record; `step` and `identity` where a step dropped a row that had been read."""
-    more = {key: value for key, value in (("step", step), ("id", identity)) if value}
+def drop_event(drop: Drop, step: str = "", identity: str = "", changes: Sequence[Mapping[str, str]] = ()) -> bytes:
+    """The line of a dropped record; where a step dropped a row that had been read, with what steps before it did."""
+    more = {key: value for key, value in (("step", step), ("id", identity), ("changed", changes)) if value}
     found = {"source": drop.source, "origin": drop.origin, "reason": drop.reason, "detail": drop.detail, **more}
     return event(found)
 

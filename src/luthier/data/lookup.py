@@ -134,7 +134,7 @@ def _kept(row: TableRow, steps: list[str], changed: list[dict[str, Any]], member
 
 def _left_out(line: dict[str, Any], steps: list[str], changed: list[dict[str, Any]]) -> Way:
     source, origin, step = line["source"], line["origin"], line.get("step", "")
-    did = _steps(steps, changed, source, origin)
+    did = _steps(steps, [*changed, line] if "changed" in line else changed, source, origin)
     if "reason" not in line:
         how = f"{line['how']}, similarity {line['similarity']:.2f}"
         return Way(line.get("id", ""), source, origin, "merged", did, into=line["into"], how=how)

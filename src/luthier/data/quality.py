@@ -7,6 +7,7 @@ that show code some of them fire on good answers, so look at `luthier data show`
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ REASONS = (
     "lorem_ipsum",
     "curly_bracket",
     "too_few_sentences",
+    "nothing_left",
 )
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 _REPEATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
@@ -61,7 +63,7 @@ def repetition(
     Drops: repeated_lines, repeated_paragraphs, repeated_ngrams.
     """
     _shares(lines=lines, line_characters=line_characters, paragraph_characters=paragraph_characters)
-    if ngrams < 0:
+    if not ngrams >= 0:
         raise ParameterError("ngrams", "is 0 or more")
 
     def apply(row: Row) -> Row | Drop:
@@ -87,7 +89,7 @@ def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
         return 0.0, 0.0
     unique = dict.fromkeys(pieces)
     size = sum(map(len, pieces))
-    return 1 - len(unique) / len(pieces), 1 - sum(map(len, unique)) / size
+    return (len(pieces) - len(unique)) / len(pieces), (size - sum(map(len, unique))) / size
 
 
 def _grams(row: Row, words: list[str], factor: float) -> Drop | None:
@@ -147,6 +149,8 @@ def gopher(
 ) -> Step:
     """Drops rows whose words have odd shapes (the quality rules of Rae et al. 2021, arXiv 2112.11446, section A1.1).
 
+    Words are what white space parts: long texts in Chinese, Japanese or Thai fall under odd_word_length.
+
     turns: whose words are looked at, all of them together.
     minimum_words: shorter rows are kept as they are.
     word_length: smallest and largest mean length of a word in characters.
@@ -201,27 +205,37 @@ def c4(
     curly_bracket: bool = True,
     javascript: bool = True,
     terminal_punctuation: bool = False,
+    minimum_line_words: int = 0,
     minimum_sentences: int = 3,
 ) -> Step:
     """Drops and trims rows by the rules of C4 (Raffel et al. 2020, arXiv 1910.10683, section 2.2).
+
+    The paper's rules for bad words, languages and repeated sentences are not here: see words_list, language and
+    repetition. The rules that cut lists and code short are off. A row of which a whole text is taken out is dropped.
 
     turns: whose words are looked at and trimmed.
     lorem_ipsum: drops rows with the words "lorem ipsum".
     curly_bracket: drops rows with a curly bracket; turn it off for chats that show code.
     javascript: takes out lines with the word JavaScript, which on web pages ask to turn it on.
     terminal_punctuation: takes out lines that do not end in a mark that ends a sentence; lists and code go too.
+    minimum_line_words: takes out lines of fewer words, 5 in the paper; 0 keeps them all.
     minimum_sentences: fewest sentences that must be left in all the texts together.
 
-    Drops: lorem_ipsum, curly_bracket, too_few_sentences.
+    Drops: lorem_ipsum, curly_bracket, too_few_sentences, nothing_left.
     """
+    cuts = terminal_punctuation or minimum_line_words > 0
 
     def keeps(line: str) -> bool:
         if javascript and "javascript" in line.lower():
             return False
-        return not terminal_punctuation or not line.strip() or line.rstrip().endswith(_TERMINAL)
+        if not cuts or not line.strip():
+            return True
+        if len(line.split()) < minimum_line_words:
+            return False
+        return not terminal_punctuation or line.rstrip().endswith(_TERMINAL)
 
     def trim(text: str) -> str:
-        if not terminal_punctuation and "javascript" not in text.lower():
+        if not cuts and "javascript" not in text.lower():
             return text
         return "\n".join(line for line in text.split("\n") if keeps(line))
 
@@ -231,8 +245,12 @@ def c4(
             return drop(row, "curly_bracket")
         if lorem_ipsum and any("lorem ipsum" in text.lower() for text in found):
             return drop(row, "lorem_ipsum")
-        if javascript or terminal_punctuation:
-            row = rewrite(row, turns, trim)
+        if javascript or cuts:
+            trimmed = rewrite(row, turns, trim)
+            # An answer that is empty now would be learnt as one.
+            if trimmed is not row and _said(texts(trimmed, turns)) < _said(found):
+                return drop(row, "nothing_left", "no line of a text is left")
+            row = trimmed
         if minimum_sentences:
             count = 0
             for text in texts(row, turns):
@@ -244,8 +262,14 @@ def c4(
     return apply
 
 
+def _said(found: Sequence[str]) -> int:
+    return sum(not text.isspace() for text in found)
+
+
 def symbol_ratio(turns: Turns = "assistant", maximum: float = 0.30) -> Step:
     """Drops rows with too many characters that are neither letter, digit nor white space.
+
+    Marks that belong to a letter, such as accents and the vowels of Hindi and Thai, are no symbols.
 
     turns: whose words are looked at, all of them together.
     maximum: the most of them, as a share of all characters.
@@ -261,7 +285,8 @@ def symbol_ratio(turns: Turns = "assistant", maximum: float = 0.30) -> Step:
             if text.isascii():
                 symbols += len(text.encode().translate(None, _NOT_SYMBOLS))
             else:
-                symbols += len(_SYMBOL.findall(text))
+                found = Counter(_SYMBOL.findall(text))
+                symbols += sum(n for mark, n in found.items() if unicodedata.category(mark)[0] != "M")
         if symbols > maximum * size:
             return drop(row, "too_many_symbols", f"{symbols / size:.0%} of the characters")
         return row

@@ -81,8 +81,8 @@ def messages_json(messages: tuple[Message, ...]) -> bytes:
         content = message.content
         if message.more:
             return canonical([item.to_json() for item in messages]).encode()
-        if len(content) == 1 and content[0].media is None:
-            only = content[0]
+        only = content[0] if len(content) == 1 else None
+        if only is not None and only.media is None and only.text is not None:
             found.append({"content": [{"text": only.text, "type": only.type}], "role": message.role})
         else:
             found.append({"content": [_part(part) for part in content], "role": message.role})

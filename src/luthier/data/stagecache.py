@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier import files, schema
-from luthier.errors import ExistsError
+from luthier.errors import DiskError, ExistsError
 
 Touched = list[tuple[str, int, int]]
 """(path, size, mtime in ns) of media files that were read one by one."""
-_LIBRARIES = ("pyarrow", "orjson")
+TOUCHED = "touched.json"
 
 
 def default_cache() -> Path:
@@ -57,7 +57,7 @@ def touch(paths: Iterable[Path]) -> Touched:
 
 def untouched(folder: Path) -> bool:
     """Whether the media files that the stage or table in `folder` was read from are as they were."""
-    listing = folder / "touched.json"
+    listing = folder / TOUCHED
     if not listing.is_file():
         return True
     before = [(path, size, time) for path, size, time in files.read_json(listing)]
@@ -90,8 +90,9 @@ class StageCache:
         try:
             with files.atomic_folder(self.root / key, about, durable=False) as place:
                 yield place
-        except ExistsError:
-            if self.find(key) is None:  # another build made the same stage meanwhile: equal by its key
+        except (ExistsError, DiskError):
+            # Another build may have made the same stage meanwhile, equal by its key: renaming onto it is refused.
+            if self.find(key) is None:
                 raise
 
     def close(self) -> None:
