@@ -38,7 +38,7 @@ def test_a_pattern_that_explodes_drops_the_row_within_the_time_it_was_given(
     spent = time.perf_counter() - begun
     assert isinstance(found, Drop)
     assert (found.reason, found.detail) == ("pattern_timeout", "more than 0.1 s on one text")
-    assert 0.05 < spent < 2.0  # the rest is a busy machine's
+    assert 0.05 < spent < 5.0  # the library counts processor time: a busy machine takes longer
     again = apply(row("harmless"))  # the step goes on with the next row
     assert isinstance(again, Row) or again.reason == "pattern_missing"
 

@@ -115,12 +115,15 @@ def test_a_fifth_of_the_characters_may_be_in_repeated_paragraphs(words: int, exp
     assert verdict(quality.repetition(minimum_words=1, ngrams=0), text) == expected
 
 
-@pytest.mark.parametrize(("times", "expected"), [(10, ""), (11, "repeated_ngrams")])
-def test_one_pair_of_words_may_hold_a_fifth_of_the_characters(times: int, expected: str) -> None:
-    others = fresh(100 - 2 * times)
-    words = [word for k, other in enumerate(others) for word in (["abcd", "efgh", other] if k < times else [other])]
-    assert len(words) == 100
-    assert verdict(quality.repetition(), " ".join(words)) == expected
+@pytest.mark.parametrize(("n", "times"), [(2, 10), (3, 6), (4, 4)])
+def test_the_most_frequent_ngram_may_hold_its_share_of_a_hundred_words_but_not_of_fewer(n: int, times: int) -> None:
+    assert n * times / 100 == TABLE_A1["top"][n]  # type: ignore[index]
+    for count, expected in ((100, ""), (99, "repeated_ngrams")):
+        others = fresh(count - n * times)
+        words = [word for k, other in enumerate(others) for word in ([*"abcd"[:n], other] if k < times else [other])]
+        text = " ".join(word * 4 if len(word) == 1 else word for word in words)
+        assert len(text.split()) == count
+        assert verdict(quality.repetition(), text) == expected
 
 
 @pytest.mark.parametrize(("n", "most"), TABLE_A1["repeated"].items())  # type: ignore[attr-defined]

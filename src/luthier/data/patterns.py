@@ -94,7 +94,7 @@ def regex(
     replacement: what stands in its place; `\\1` is the first group.
     ignore_case: upper and lower case alike.
     turns: whose words are looked at.
-    timeout: most seconds for one text.
+    timeout: most seconds of processor time for one text; on a busy machine the clock shows more.
 
     Drops: pattern_found, pattern_missing, pattern_timeout.
     """

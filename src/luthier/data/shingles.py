@@ -25,7 +25,6 @@ PIECE = 1 << 18
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 LOWER = np.frombuffer(bytes(range(256)).lower(), dtype=np.uint8)
 """(256,) each byte, ASCII capitals as lower-case letters: a table for `hash_words`."""
-_LOWER = LOWER
 _WORD = np.array([chr(i).isalnum() if i < 128 else True for i in range(256)])
 _WORD[1] = True  # CAPITAL
 APART = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
