@@ -37,7 +37,9 @@ def test_the_order_is_that_of_the_plan_over_the_rows_of_the_table(tmp_path: Path
     places = np.array([*own["b"], *own["a"]])
     mixture = read_mixture(tmp_path / "table")
     assert mixture is not None
+    assert built.mixture is not None
     for epoch in range(3):
+        np.testing.assert_array_equal(built.mixture.order(epoch), mixture.order(epoch))
         np.testing.assert_array_equal(mixture.order(epoch), places[plan.order(epoch)])
         sources = [rows[n].row.provenance.source for n in mixture.order(epoch)]
         assert (sources.count("a"), sources.count("b")) == (30, 15)

@@ -99,4 +99,4 @@ def test_memory_grows_by_little_for_each_row(tmp_path: Path) -> None:
         peaks.append(int(done.stdout.split()[-1]) * 1024)
     per_row = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
     print(f"peaks {peaks[0] / 2**20:.0f} and {peaks[1] / 2**20:.0f} MiB: {per_row:.0f} bytes a row")
-    assert per_row < 600
+    assert per_row < 1200  # a row itself has 2,000: what grows is its id, key, label, place and decision

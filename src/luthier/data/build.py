@@ -122,7 +122,8 @@ def _mixing(request: TableRequest) -> dict[str, Any]:
     if request.graded:
         return {}
     train = [source for source, split in request.sources if split == "train"]
-    shares = {source.name: {"weight": source.weight, "cap": source.cap, "epochs": source.epochs} for source in train}
+    # A list: an order of epochs depends on that of the sources, and a manifest's keys are sorted.
+    shares = [{"name": s.name, "weight": s.weight, "cap": s.cap, "epochs": s.epochs} for s in train]
     return {**asdict(request.mix), "seed": request.seed, "sources": shares}
 
 

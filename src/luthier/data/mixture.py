@@ -46,8 +46,8 @@ def mixture_of(folder: Path, settings: dict[str, object]) -> Mixture:
     tables = [pq.read_table(path, columns=_COLUMNS) for path in sorted(folder.glob("rows-*.parquet"))]
     source, split, repeats = (np.concatenate([table.column(name).to_numpy() for table in tables]) for name in _COLUMNS)
     shares = settings["sources"]
-    assert isinstance(shares, dict)
-    rows = {name: np.flatnonzero((source == name) & (split == "train")) for name in shares}
+    assert isinstance(shares, list)
+    rows = {share["name"]: np.flatnonzero((source == share["name"]) & (split == "train")) for share in shares}
     found = [
         MixSource(
             name,
@@ -57,7 +57,7 @@ def mixture_of(folder: Path, settings: dict[str, object]) -> Mixture:
             share["epochs"],
             repeats[rows[name]] if (repeats[rows[name]] != 1).any() else None,
         )
-        for name, share in shares.items()
+        for name, share in zip(rows, shares, strict=True)
     ]
     plan = plan_mix(
         found, Mix(float(str(settings["temperature"])), int(str(settings["total"]))), int(str(settings["seed"]))

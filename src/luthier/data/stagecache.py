@@ -87,13 +87,18 @@ class StageCache:
     @contextmanager
     def make(self, key: str, about: dict[str, Any]) -> Iterator[Path]:
         """Fill the yielded folder; it is kept under `key` when the block ends well."""
+        begun = False
         try:
             with files.atomic_folder(self.root / key, about, durable=False) as place:
+                begun = True
                 yield place
         except (ExistsError, DiskError):
             # Another build may have made the same stage meanwhile, equal by its key: renaming onto it is refused.
             if self.find(key) is None:
                 raise
+            if not begun:  # it came between the caller's look and now; what the caller fills is thrown away
+                with tempfile.TemporaryDirectory(prefix=".tmp-spare-", dir=self.root) as spare:
+                    yield Path(spare)
 
     def close(self) -> None:
         """Remove stages that nobody asked to keep."""
