@@ -21,7 +21,8 @@ from PIL import Image
 
 from luthier.data import build as building
 from luthier.data import decide, ingest
-from luthier.data.build import Built, build, label_of
+from luthier.data.build import Built, build
+from luthier.data.layout import label_of
 from luthier.data.request import TableRequest
 from luthier.data.rows import TableRow
 from luthier.data.table import iter_rows, read_table

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.shingles import LOWER
-from luthier.data.shingles import fold, hash_words, pieces, split_words
+from luthier.data.shingles import LOWER, fold, hash_words, pieces, split_words
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]

@@ -21,29 +21,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from luthier.data.ingest import MEDIA, ROWS, Stage
+from luthier.data.layout import SPLITS, Layout
 from luthier.data.rows import SCHEMA
 
 SHARD_BYTES = 64 * 2**20
 """Bytes of messages in a shard, about; a shard in work takes three times as much memory."""
 _LEAST_ROWS, _MOST_ROWS = 256, 100_000
+_MOST_SHARDS = 500  # each is an open file while rows are scattered
 _CODED = ["split", "source", "license", "attribution"]
+_DIGESTED = ("id", "split", "group", "source", "seconds", "aux", "weight", "repeats")
 _SPILL = pa.schema([*SCHEMA, ("rank", pa.int64())])
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each row of each stage goes. All arrays run over the rows of the stages, one stage after another."""
-
-    stages: Sequence[Stage]
-    rank: NDArray[np.int64]
-    """Place in the table; -1 for rows that are not in it."""
-    split: NDArray[np.str_]
-    weight: NDArray[np.float64]
-    repeats: NDArray[np.int32]
-
-    @property
-    def rows(self) -> int:
-        return int((self.rank >= 0).sum())
 
 
 @dataclass
@@ -83,6 +70,7 @@ def write_shards(layout: Layout, place: Path) -> dict[str, Any]:
     size = sum((stage.folder / ROWS).stat().st_size for stage in layout.stages)
     stored = max(1, len(layout.rank))
     per_shard = int(np.clip(SHARD_BYTES * stored // max(1, size), _LEAST_ROWS, _MOST_ROWS))
+    per_shard = max(per_shard, -(-total // _MOST_SHARDS))
     count = max(1, -(-total // per_shard))
     spills = [_Spill(place / f".spill-{number}" if count > 1 else None) for number in range(count)]
     start = 0
@@ -123,7 +111,7 @@ def _final(
     """A stage's columns with those that the table adds."""
     count = rows.num_rows
     added = {
-        "split": pa.array(layout.split[span][chosen].tolist(), pa.string()),
+        "split": pa.array([SPLITS[code] for code in layout.split[span][chosen]], pa.string()),
         "source": pa.repeat(pa.scalar(stage.source), count),
         "license": pa.repeat(pa.scalar(stage.about["license"] or None, pa.string()), count),
         "attribution": pa.repeat(pa.scalar(stage.about["attribution"] or None, pa.string()), count),
@@ -155,9 +143,7 @@ def _link_media(batch: pa.RecordBatch, before: Path, after: Path) -> None:
 
 def _feed(digest: Any, table: pa.Table) -> None:
     """The table's digest covers ids (and by them all content), splits, groups, sources and what is carried along."""
-    columns = [
-        table.column(name).to_pylist() for name in ("id", "split", "group", "source", "seconds", "aux", "weight")
-    ]
+    columns = [table.column(name).to_pylist() for name in _DIGESTED]
     digest.update("".join(f"{row!r}\n" for row in zip(*columns, strict=True)).encode())
 
 
