@@ -159,11 +159,25 @@ def test_who_speaks_the_target_and_the_media_are_part_of_the_key() -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_the_first_of_equal_keys_stays() -> None:
-    keys = [b"a" * 16, b"b" * 16, b"a" * 16, b"a" * 16]
-    expected = [(2, 0, "exact", 1.0), (3, 0, "exact", 1.0)]
-    for given_keys in (keys, np.array([np.void(key) for key in keys])):
-        assert [(m.index, m.into, m.how, m.similarity) for m in exact(given_keys).merges] == expected
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 2)), max_size=40))
+def test_the_first_of_equal_content_stays_and_keys_are_asked_only_where_they_decide(
+    rows: list[tuple[int, int, int]],
+) -> None:
+    # Content (a, b); its spellings c are equal content under other ids; the quick key knows a alone.
+    quick = np.array([a for a, _, _ in rows], dtype=np.uint64)
+    ids = np.array([100 * a + 10 * b + c for a, b, c in rows], dtype=np.uint64)
+    asked: list[int] = []
+
+    def keys_of(numbers: Any) -> list[bytes]:
+        asked.extend(numbers.tolist())
+        return [str(rows[n][:2]).encode() for n in numbers.tolist()]
+
+    first: dict[tuple[int, int], int] = {}
+    expected = [(n, first[a, b]) for n, (a, b, _) in enumerate(rows) if first.setdefault((a, b), n) != n]
+    assert [(m.index, m.into) for m in exact(quick, ids, keys_of).merges] == expected
+    assert len(asked) == len(set(asked))
+    assert all(len({row for row in rows if row[0] == rows[n][0]}) > 1 for n in asked)
 
 
 # Near duplicates

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +105,11 @@ class Rows:
                     found = ["" if has else text for has, text in zip(held, found, strict=True)]
                 yield found
 
+    def ids(self) -> NDArray[np.uint64]:
+        """The id of every row as a number."""
+        hexes = ("".join(batch.column(0).to_pylist()) for stage in self.stages for batch in stage.batches(["id"]))
+        return np.concatenate([np.frombuffer(bytes.fromhex(part), dtype=">u8") for part in hexes])
+
     def values(self, column: str, numbers: Indices) -> list[str]:
         """A column's values of some rows, in the order that is asked for."""
         found: dict[int, str] = {}
@@ -177,23 +182,18 @@ def _take(found: dedupe.Found, order: Indices, rows: Rows, decisions: Decisions)
 
 def _exact(rows: Rows, scope: Sequence[int], order: Indices, alive: Alive, request: TableRequest) -> dedupe.Found:
     parts = [_halves(batch.column(0)) for number in scope for batch in rows.stages[number].batches(["key"])]
-    _, place, counts = np.unique(np.concatenate(parts), return_inverse=True, return_counts=True)
-    alike = np.flatnonzero(counts[place] > 1)
-    if not len(alike):
-        return dedupe.Found()
-    ids = rows.values("id", order[alike])
-    first = {identity: place for place, identity in reversed(list(enumerate(ids)))}
-    once = order[alike[sorted(first.values())]]  # equal ids are equal content: one of them is looked at
-    content = zip(rows.values("id", once), rows.values("messages", once), rows.values("target", once), strict=True)
-    keys = {identity: normal_key(to_messages(messages), target.encode()) for identity, messages, target in content}
-    found = dedupe.exact([keys[identity] for identity in ids])
-    found.merges = [replace(m, index=int(alike[m.index]), into=int(alike[m.into])) for m in found.merges]
-    return found
+
+    def keys_of(numbers: Indices) -> list[bytes]:
+        content = zip(*(rows.values(name, order[numbers]) for name in ("messages", "target")), strict=True)
+        return [normal_key(to_messages(messages), target.encode()) for messages, target in content]
+
+    return dedupe.exact(np.concatenate(parts), rows.ids()[order], keys_of)
 
 
 def _halves(keys: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
     """The first 8 bytes of each key: enough to find what is worth a look."""
-    return np.frombuffer(keys.buffers()[1], dtype="<u8").reshape(-1, 2)[keys.offset : keys.offset + len(keys), 0]
+    found = np.frombuffer(keys.buffers()[1], dtype="<u8").reshape(-1, 2)[keys.offset : keys.offset + len(keys), 0]
+    return found.copy()  # a view would keep the whole batch that was read with it
 
 
 def _near(rows: Rows, scope: Sequence[int], order: Indices, alive: Alive, request: TableRequest) -> dedupe.Found:

@@ -57,14 +57,32 @@ class Found:
     """Pairs whose similarity was computed."""
 
 
-def exact(keys: Sequence[bytes] | NDArray[np.void]) -> Found:
-    """Rows with equal keys; each is merged into the first that has its key."""
-    first: dict[bytes, int] = {}
-    found = Found(bytes_per_row=120.0)
-    for index, key in enumerate(keys.tolist() if isinstance(keys, np.ndarray) else keys):
-        into = first.setdefault(key, index)
-        if into != index:
-            found.merges.append(Merge(index, into, "exact", 1.0))
+def exact(quick: Hashes, ids: Hashes, keys_of: Callable[[Indices], list[bytes]]) -> Found:
+    """Rows of equal content; each is merged into the first of its kind.
+
+    `quick` (rows,) is equal for rows that may be equal, `ids` (rows,) for rows that surely are; `keys_of` gives the
+    keys that decide, and is asked only for rows that `quick` puts together and `ids` does not.
+    """
+    found = Found(bytes_per_row=3 * 8)
+    _, group, counts = np.unique(quick, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(counts[group] > 1)
+    if not len(alike):
+        return found
+    same_id = np.unique(ids[alike], return_inverse=True)[1]
+    _, first, kind = np.unique(group[alike] * len(alike) + same_id, return_index=True, return_inverse=True)
+    code = group[alike[first]].astype(np.int64)
+    unsure = np.flatnonzero(np.bincount(code, minlength=len(counts))[code] > 1)
+    unsure = unsure[np.argsort(first[unsure])]
+    codes: dict[bytes, int] = {}
+    for at in range(0, len(unsure), _READ):
+        some = unsure[at : at + _READ]
+        keys = keys_of(alike[first[some]])
+        code[some] = [len(counts) + codes.setdefault(key, len(codes)) for key in keys]
+    _, stands, owner = np.unique(code[kind], return_index=True, return_inverse=True)
+    into = stands[owner]
+    merged = np.flatnonzero(into != np.arange(len(alike)))
+    pairs = zip(alike[merged].tolist(), alike[into[merged]].tolist(), strict=True)
+    found.merges = [Merge(index, to, "exact", 1.0) for index, to in pairs]
     return found
 
 

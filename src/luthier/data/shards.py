@@ -84,6 +84,7 @@ def write_shards(layout: Layout, place: Path) -> dict[str, Any]:
             table, path, compression="zstd", use_dictionary=_CODED, write_statistics=_CODED, row_group_size=8192
         )
         _feed(digest, table)
+        del table  # before the next one is put in order beside it
     return {"rows": total, "digest": digest.hexdigest()}
 
 
