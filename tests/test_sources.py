@@ -46,7 +46,7 @@ def test_a_stage_has_been_trained_on_what_its_ancestors_were() -> None:
 
 
 def test_a_speaker_heard_in_an_earlier_stage_is_not_held_out(tmp_path: Path) -> None:
-    from luthier.data.rows import TableRow
+    from luthier.data.building.rows import TableRow
     from luthier.data.table import Table
     from luthier.schema import Message, Part, Provenance, Row, Target
 
@@ -65,7 +65,7 @@ def test_a_speaker_heard_in_an_earlier_stage_is_not_held_out(tmp_path: Path) -> 
 
 
 def test_a_row_of_two_sources_is_used_once(tmp_path: Path) -> None:
-    from luthier.data.rows import TableRow
+    from luthier.data.building.rows import TableRow
     from luthier.data.table import Table
     from luthier.schema import Message, Part, Provenance, Row, Target
 

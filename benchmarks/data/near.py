@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from luthier.data.shingles import fold
+from luthier.data.alike.shingles import fold
 
 THRESHOLD, SIZE, PERMUTATIONS, BATCH = 0.8, 3, 128, 1000
 _WORD = re.compile("[0-9A-Za-z\x80-\U0010ffff]+")

@@ -38,7 +38,6 @@ def conversations(folder: Path, rows: int) -> list[list[dict[str, str]]]:
 
 def ours(talks: list[list[dict[str, str]]], tokenizer: Any) -> dict[str, float]:
     from luthier.models.template_doctor import examine
-
     from luthier.schema import Message, Part, Provenance, Row, Target
 
     made = [

@@ -18,10 +18,10 @@ import torch
 from users_manner import ANSWERS
 
 from luthier.assess.targets import make_target
-from luthier.data import graded
-from luthier.data.context import Context
+from luthier.data.building.context import Context
 from luthier.data.media import load_audio
 from luthier.data.readers import Broken, columns_seen, open_source, peek
+from luthier.data.shapes import graded
 from luthier.evaluate.verdicts import Judge
 from luthier.models import adapters
 from luthier.models.adapters import bare

@@ -9,9 +9,9 @@ from typing import Any
 
 from luthier.checked import Checked
 from luthier.console import progress, table
-from luthier.data.build import Built, build
+from luthier.data.building.build import Built, build
+from luthier.data.building.stagecache import default_cache
 from luthier.data.readers import open_source
-from luthier.data.stagecache import default_cache
 from luthier.data.table import iter_rows
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe

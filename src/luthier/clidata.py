@@ -86,7 +86,7 @@ def _why(options: argparse.Namespace) -> Any:
 
 def _audit(options: argparse.Namespace) -> Any:
     from luthier import dataverbs
-    from luthier.data.auditresult import AuditSettings
+    from luthier.data.leaks.auditresult import AuditSettings
 
     settings = AuditSettings(options.split, options.against_split, options.ngram, options.near)
     return dataverbs.audit(options.table, options.against, settings, options.out)

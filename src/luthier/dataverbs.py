@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from luthier.console import WIDTH, progress, say, table
-from luthier.data.auditresult import AuditSettings
+from luthier.data.leaks.auditresult import AuditSettings
 from luthier.data.table import iter_rows, read_manifest
 from luthier.errors import ExistsError, RequestError
 from luthier.files import write_atomically
@@ -24,8 +24,8 @@ def build(
     recipe: Path, out: Path | None = None, overrides: Sequence[str] = (), cache: Path | None = None
 ) -> dict[str, Any]:
     """A table from the data part of a recipe. A table that is there and up to date is left as it is."""
-    from luthier.data.build import build as run_build
-    from luthier.data.stagecache import default_cache
+    from luthier.data.building.build import build as run_build
+    from luthier.data.building.stagecache import default_cache
     from luthier.stages.sources import table_request
 
     loaded = load_recipe(recipe, overrides)
@@ -55,7 +55,7 @@ def _splits(manifest: dict[str, Any]) -> str:
 
 def show(folder: Path, name: str = "", where: dict[str, str] | None = None, limit: int = 3) -> dict[str, Any]:
     """What a table is made of, and some of its rows; `name` shows one row by id or origin."""
-    from luthier.data.lookup import find_rows
+    from luthier.data.building.lookup import find_rows
 
     manifest = read_manifest(folder)
     if not name:
@@ -101,7 +101,7 @@ def row_text(row: Row, most: int = 400) -> str:
 
 def why(folder: Path, name: str) -> dict[str, Any]:
     """A row's way: source, each step and what it changed, what it was merged into or why it was dropped."""
-    from luthier.data.lookup import why as look_up
+    from luthier.data.building.lookup import why as look_up
 
     ways = look_up(folder, name)
     for way in ways:
@@ -113,7 +113,7 @@ def why(folder: Path, name: str) -> dict[str, Any]:
 
 def audit(folder: Path, against: Path, settings: AuditSettings, out: Path | None = None) -> dict[str, Any]:
     """Leaks between a table and an exam, a file of rows or another table; with `out` a page that shows each hit."""
-    from luthier.data.audit import audit as run_audit
+    from luthier.data.leaks.audit import audit as run_audit
     from luthier.outcome.auditpage import write_audit
 
     if out is not None and out.exists():

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from luthier.console import say
-from luthier.data import graded
-from luthier.data.context import Context
+from luthier.data.building.context import Context
 from luthier.data.readers import columns_seen, open_source, peek
+from luthier.data.shapes import graded
 from luthier.data.simulate import write_forms
 from luthier.errors import SourceError
 from luthier.recipe import Columns, Recipe, Source

@@ -133,7 +133,7 @@ def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
 
 
 def _work(rundir: RunDir, loaded: Recipe, resume: bool, resume_line: str) -> None:
-    from luthier.data.mixture import MANIFEST as TABLE
+    from luthier.data.building.mixture import MANIFEST as TABLE
     from luthier.data.table import build_table, read_table
     from luthier.runtime.devices import describe
     from luthier.stages.run import run_stage

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data import dedupe
-from luthier.data.contentkey import normal_key, quick_key
+from luthier.data.alike.contentkey import normal_key, quick_key
+from luthier.data.alike.entities import siblings, signatures
 from luthier.data.dedupe import Found, exact, near, near_between
-from luthier.data.entities import siblings, signatures
 from luthier.errors import DataError
 from luthier.schema import Message, Part
 

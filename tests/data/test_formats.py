@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.context import Context
+from luthier.data.building.context import Context
 from luthier.data.formats import FORMATS, REASONS, adapter, detect
 from luthier.errors import DataError, RequestError
 from luthier.recipe import Source

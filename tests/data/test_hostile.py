@@ -220,8 +220,8 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 MEMORY = """
 import sys
 from pathlib import Path
-from luthier.data.build import build
-from luthier.data.request import TableRequest
+from luthier.data.building.build import build
+from luthier.data.building.request import TableRequest
 from luthier.recipe import Limits, Source
 folder = Path(sys.argv[1])
 source = Source(name="heavy", path=str(folder / "source"), format="image_caption")

@@ -16,8 +16,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data import jsonfiles, lines, tables
 from luthier.data.readers import REASONS, Broken, Reading, columns_seen, open_source, peek
+from luthier.data.reading import jsonfiles, lines, tables
 from luthier.errors import SourceError
 from luthier.recipe import Source
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.rows import TableRow
+from luthier.data.building.rows import TableRow
 from luthier.data.split import check_groups, check_media, split_of, stratified, validation_split
 from luthier.errors import DataError
 from luthier.schema import Message, Part, Provenance, Row, Target

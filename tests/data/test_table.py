@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from luthier.data import shards
-from luthier.data.request import TableRequest
-from luthier.data.rows import SCHEMA
+from luthier.data.building import shards
+from luthier.data.building.request import TableRequest
+from luthier.data.building.rows import SCHEMA
 from luthier.data.table import Table, build_table, iter_rows, read_table
 from luthier.errors import DataError, ExistsError, SourceError
 from luthier.files import sha256_file, verify_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from luthier import files
-from luthier.data.auditresult import AuditResult, AuditSettings, Hit
+from luthier.data.leaks.auditresult import AuditResult, AuditSettings, Hit
 from luthier.errors import RequestError
 from luthier.outcome.auditpage import SHOWN, write_audit
 

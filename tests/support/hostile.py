@@ -24,12 +24,13 @@ import zstandard
 from hypothesis import strategies as st
 from PIL import Image
 
-from luthier.data import formats, media, places, readers
-from luthier.data import graded as grading
+from luthier.data import formats, media, readers
 from luthier.data import pictures as images
-from luthier.data.build import build
+from luthier.data.building.build import build
+from luthier.data.building.request import TableRequest
 from luthier.data.readers import Broken, open_source
-from luthier.data.request import TableRequest
+from luthier.data.reading import places
+from luthier.data.shapes import graded as grading
 from luthier.errors import LuthierError
 from luthier.recipe import Limits, Source
 

@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 import soundfile
 
+from luthier.data.building.request import TableRequest
 from luthier.data.ledger import read_events
-from luthier.data.request import TableRequest
 from luthier.data.steps import make_steps
 from luthier.recipe import Source
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from luthier.data.entities import Signature, siblings, signatures
-from luthier.data.shingles import Hashes
-from luthier.data.sketches import CROWD, Indices, Pairs, ShingleStore, candidates
+from luthier.data.alike.entities import Signature, siblings, signatures
+from luthier.data.alike.shingles import Hashes
+from luthier.data.alike.sketches import CROWD, Indices, Pairs, ShingleStore, candidates
 from luthier.errors import DataError
 
 __all__ = ["Found", "Merge", "TextOf", "exact", "near", "near_between"]

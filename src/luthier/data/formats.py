@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import orjson
 
-from luthier.data import pairs
-from luthier.data.context import Adapter, Context, Record
-from luthier.data.conversations import LISTS, TURNS
-from luthier.data.exporting import WRITERS, export_rows
+from luthier.data.building.context import Adapter, Context, Record
+from luthier.data.shapes import pairs
+from luthier.data.shapes.conversations import LISTS, TURNS
+from luthier.data.shapes.exporting import WRITERS, export_rows
 from luthier.errors import DataError, RequestError
 from luthier.recipe import Columns
 from luthier.schema import Row
@@ -36,9 +36,9 @@ EXPORTS = tuple(WRITERS)
 REASONS = tuple(dict.fromkeys(pairs.REASONS))
 """Why a record of any format but graded makes no row; pictures add their own words."""
 _ADAPTERS = {
-    "graded": "luthier.data.graded:adapter",
-    **{name: f"luthier.data.conversations:{name}" for name in ("sharegpt", "messages", "ultrachat")},
-    **{name: f"luthier.data.pairs:{name}" for name in ("alpaca", "prompt_completion", "text", "image_caption")},
+    "graded": "luthier.data.shapes.graded:adapter",
+    **{name: f"luthier.data.shapes.conversations:{name}" for name in ("sharegpt", "messages", "ultrachat")},
+    **{name: f"luthier.data.shapes.pairs:{name}" for name in ("alpaca", "prompt_completion", "text", "image_caption")},
 }
 _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "graded": (tuple(Columns().audio), tuple(Columns().grade)),

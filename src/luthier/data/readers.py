@@ -13,14 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.data import remote
-from luthier.data.folders import Found, Nothing, find_rows
-from luthier.data.hubfiles import fetch_split
-from luthier.data.hubstream import open_stream
-from luthier.data.jsonfiles import json_lines, json_list
-from luthier.data.lines import Broken, Malformed, Record, of_the_file, texts
-from luthier.data.sniff import Shape, Unknown, sniff
-from luthier.data.tables import delimited, open_parquet, parquet
+from luthier.data.reading import remote
+from luthier.data.reading.folders import Found, Nothing, find_rows
+from luthier.data.reading.hubfiles import fetch_split
+from luthier.data.reading.hubstream import open_stream
+from luthier.data.reading.jsonfiles import json_lines, json_list
+from luthier.data.reading.lines import Broken, Malformed, Record, of_the_file, texts
+from luthier.data.reading.sniff import Shape, Unknown, sniff
+from luthier.data.reading.tables import delimited, open_parquet, parquet
 from luthier.errors import SourceError
 
 if TYPE_CHECKING:

@@ -19,25 +19,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from luthier.data import stepkit
-from luthier.data.stepkit import FilePath, ParameterError, Step
+from luthier.data.cleaning import stepkit
+from luthier.data.cleaning.stepkit import FilePath, ParameterError, Step
 
 STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "require_messages": ("luthier.data.dialogue:require_messages", ()),
-    "roles_alternate": ("luthier.data.dialogue:roles_alternate", ()),
-    "length": ("luthier.data.dialogue:length", ()),
-    "tokens": ("luthier.data.dialogue:tokens", ("tokenizers",)),
-    "repair_unicode": ("luthier.data.mend:repair_unicode", ("ftfy",)),
-    "normalise_whitespace": ("luthier.data.mend:normalise_whitespace", ()),
-    "language": ("luthier.data.language:language", ("lingua-language-detector",)),
-    "repetition": ("luthier.data.quality:repetition", ()),
-    "gopher": ("luthier.data.quality:gopher", ()),
-    "c4": ("luthier.data.quality:c4", ()),
-    "symbol_ratio": ("luthier.data.quality:symbol_ratio", ()),
-    "scrub_personal_data": ("luthier.data.scrub:scrub_personal_data", ()),
-    "words_list": ("luthier.data.patterns:words_list", ()),
-    "regex": ("luthier.data.patterns:regex", ("regex",)),
-    "custom": ("luthier.data.custom:custom", ()),
+    "require_messages": ("luthier.data.cleaning.dialogue:require_messages", ()),
+    "roles_alternate": ("luthier.data.cleaning.dialogue:roles_alternate", ()),
+    "length": ("luthier.data.cleaning.dialogue:length", ()),
+    "tokens": ("luthier.data.cleaning.dialogue:tokens", ("tokenizers",)),
+    "repair_unicode": ("luthier.data.cleaning.mend:repair_unicode", ("ftfy",)),
+    "normalise_whitespace": ("luthier.data.cleaning.mend:normalise_whitespace", ()),
+    "language": ("luthier.data.cleaning.language:language", ("lingua-language-detector",)),
+    "repetition": ("luthier.data.cleaning.quality:repetition", ()),
+    "gopher": ("luthier.data.cleaning.quality:gopher", ()),
+    "c4": ("luthier.data.cleaning.quality:c4", ()),
+    "symbol_ratio": ("luthier.data.cleaning.quality:symbol_ratio", ()),
+    "scrub_personal_data": ("luthier.data.cleaning.scrub:scrub_personal_data", ()),
+    "words_list": ("luthier.data.cleaning.patterns:words_list", ()),
+    "regex": ("luthier.data.cleaning.patterns:regex", ("regex",)),
+    "custom": ("luthier.data.cleaning.custom:custom", ()),
 }
 """Each step's function, and the libraries whose version its result depends on."""
 
@@ -182,7 +182,7 @@ def _code(name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
     found = [f"{path.name} {_sha256(path)}" for path in (*own, *named)]
     found += [f"{library} {metadata.version(library)}" for library in libraries]
     if name == "custom":
-        from luthier.data.custom import local_code
+        from luthier.data.cleaning.custom import local_code
 
         found += local_code(str(values["function"]))
     return (target, f"python {platform.python_version()}", *found)

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from luthier import files
 from luthier.console import say
-from luthier.data.build import build
-from luthier.data.mixture import MANIFEST
-from luthier.data.request import TableRequest
-from luthier.data.rows import SCHEMA, TableRow, from_record
-from luthier.data.shards import digest_of
+from luthier.data.building.build import build
+from luthier.data.building.mixture import MANIFEST
+from luthier.data.building.request import TableRequest
+from luthier.data.building.rows import SCHEMA, TableRow, from_record
+from luthier.data.building.shards import digest_of
 from luthier.errors import DataError
 
 _MEND = "build the table again"

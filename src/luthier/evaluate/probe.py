@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.data.building.rows import TableRow
 from luthier.data.media import load_audio
-from luthier.data.rows import TableRow
 from luthier.data.table import Table
 from luthier.models.adapters import sound_is_frozen
 from luthier.models.batches import collate

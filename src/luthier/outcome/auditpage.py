@@ -14,8 +14,8 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from luthier import files
-from luthier.data.auditresult import KINDS, AuditResult, Hit
-from luthier.data.stretches import Excerpt
+from luthier.data.leaks.auditresult import KINDS, AuditResult, Hit
+from luthier.data.leaks.stretches import Excerpt
 from luthier.errors import RequestError
 
 SHOWN = 100

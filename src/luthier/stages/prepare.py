@@ -12,8 +12,8 @@ import torch
 
 from luthier.assess.targets import TargetMethod, make_target
 from luthier.console import say
+from luthier.data.building.rows import TableRow
 from luthier.data.media import load_audio
-from luthier.data.rows import TableRow
 from luthier.data.split import check_groups, check_media, validation_split
 from luthier.data.table import Table
 from luthier.errors import DataError

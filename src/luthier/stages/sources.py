@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from luthier.data.request import TableRequest
+from luthier.data.building.request import TableRequest
 from luthier.errors import RequestError
 from luthier.recipe import Recipe, Source
 

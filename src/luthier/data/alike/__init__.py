@@ -1,0 +1,1 @@
+"""How rows are told to be the same, and what only looks so."""

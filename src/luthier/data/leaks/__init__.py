@@ -1,0 +1,1 @@
+"""What of an exam or another table is in the training rows."""

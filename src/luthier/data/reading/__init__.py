@@ -1,0 +1,1 @@
+"""Files, folders, hubs and streams to raw records."""

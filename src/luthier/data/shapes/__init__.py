@@ -1,0 +1,1 @@
+"""Raw records to rows and back, one module per family of formats."""
