@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -190,9 +191,15 @@ def verify_folder(path: Path, name: str = MANIFEST) -> str | None:
     return None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders that a killed process left in `folder`."""
-    for item in folder.glob(f"{_TEMPORARY}*"):
+def remove_leftovers(folder: Path, name: str = "", seconds: float = 0.0) -> None:
+    """Remove temporary files and folders that a killed process left in `folder`: for `name`, and unchanged so long.
+
+    Where others may be at work in the same folder, `seconds` keeps their unfinished work.
+    """
+    for item in folder.glob(f"{_TEMPORARY}{name}*"):
+        with suppress(OSError):  # gone meanwhile
+            if time.time() - item.stat().st_mtime < seconds:
+                continue
         if item.is_dir():
             shutil.rmtree(item, ignore_errors=True)
         else:

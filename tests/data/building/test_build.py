@@ -428,6 +428,19 @@ def test_training_rows_that_a_held_out_source_has_are_dropped_as_in_test(tmp_pat
     assert {line["into"] for line in gone} <= ids
 
 
+def test_a_training_row_that_asks_a_held_out_question_is_left_out_and_counted(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "train.jsonl", [*chats(5), chat("What is WORTH 12 coins?", "A new answer to it.")])
+    held = jsonl(tmp_path / "held.jsonl", [chat("what is worth 7 coins?", "Something else is."), *chats(2, 50)])
+    build(request(train, test=[held]), tmp_path / "table")
+    sums = closes(tmp_path / "table")
+    assert sums["train"]["dropped"] == {"group_in_test": 1}
+    assert sums["held"]["kept"] == 3
+    [gone] = [line for line in events(tmp_path / "table") if line.get("reason") == "group_in_test"]
+    assert (gone["origin"], gone["step"]) == ("train.jsonl#6", "split")
+    groups = {row.row.group for row in iter_rows(tmp_path / "table", {"split": "train"})}
+    assert groups.isdisjoint(row.row.group for row in iter_rows(tmp_path / "table", {"split": "test"}))
+
+
 def graded(path: Path, grades: list[float], **more: Any) -> Source:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -82,3 +82,14 @@ def test_a_cache_that_nobody_asked_for_is_removed(tmp_path: Path) -> None:
 def test_a_key_follows_every_value_and_no_order() -> None:
     assert stage_key({"a": 1, "b": [1, 2]}) == stage_key({"b": [1, 2], "a": 1})
     assert len({stage_key(value) for value in ({"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, {"a": [1]})}) == 5
+
+
+def test_work_that_a_killed_process_left_a_day_ago_is_removed_and_newer_work_is_not(tmp_path: Path) -> None:
+    import os
+    import time
+
+    for name, age in (("old", 2 * 86_400), ("new", 60)):
+        (tmp_path / f".tmp-{name}").mkdir()
+        os.utime(tmp_path / f".tmp-{name}", (time.time() - age,) * 2)
+    StageCache(tmp_path, beside=tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == [".tmp-new"]

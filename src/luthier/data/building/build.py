@@ -48,6 +48,8 @@ def build(request: TableRequest, folder: Path, cache: Path | None = None) -> Bui
     """
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise ExistsError(f"{folder}: exists already, and is no table", "name another folder")
+    if folder.parent.is_dir():
+        files.remove_leftovers(folder.parent, f"{folder.name}-", seconds=24 * 3600.0)
     stages_at = StageCache(cache, beside=folder.parent)
     try:
         stages = [ingest(source, split, request, stages_at) for source, split in request.sources]

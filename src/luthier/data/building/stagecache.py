@@ -19,6 +19,8 @@ from typing import Any
 from luthier import files, schema
 from luthier.errors import DiskError, ExistsError
 
+_ABANDONED = 24 * 3600.0
+"""Unfinished work that nobody has touched for so long was left by a killed process."""
 Touched = list[tuple[str, int, int]]
 """(path, size, mtime in ns) of media files that were read one by one."""
 TOUCHED = "touched.json"
@@ -69,6 +71,8 @@ class StageCache:
 
     def __init__(self, root: Path | None, beside: Path) -> None:
         self._temporary = root is None
+        if root is not None and root.is_dir():
+            files.remove_leftovers(root, seconds=_ABANDONED)
         if root is None:
             beside.mkdir(parents=True, exist_ok=True)
             root = Path(tempfile.mkdtemp(prefix=".tmp-stages-", dir=beside))
