@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from luthier import recipe as options
 from luthier.errors import RecipeError, RequestError
 from luthier.recipe import EvaluateConfig, Recipe, TrainConfig
+from luthier.recipe_data import Source
 from luthier.recipedocs import field_docs, reference
 from luthier.recipefile import digest, load_recipe, resolve, stage_recipes, to_tree, to_yaml
 
@@ -284,7 +285,7 @@ def test_every_option_of_every_section_that_needs_words_has_them() -> None:
     assert "hub id" in field_docs(options.ModelConfig)["base"]
     assert field_docs(options.TrainConfig)["batch_size"].startswith("Rows in one optimizer step")
     assert "epochs" not in field_docs(options.TrainConfig)
-    for section in (options.TaskConfig, options.Source, options.LearnedTokens):
+    for section in (options.TaskConfig, Source, options.LearnedTokens):
         assert all(text.endswith(".") for text in field_docs(section).values())
     keys = "name vars seed model data task train stages evaluate track publish"
     assert set(to_tree(Recipe())) >= set(keys.split())

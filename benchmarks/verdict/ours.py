@@ -30,7 +30,8 @@ from luthier.models.encode import Example, PromptEncoder, encode_rows
 from luthier.models.features import FeatureStore
 from luthier.models.load import Base
 from luthier.models.verdict import VerdictModel
-from luthier.recipe import Limits, Recipe, Source
+from luthier.recipe import Recipe
+from luthier.recipe_data import Limits, Source
 from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.devices import Devices
 from luthier.schema import Draft, Row, content_id

@@ -1,4 +1,4 @@
-"""The reference of every recipe key, made from the strings below the fields of `recipe.py` (docs/recipe.md)."""
+"""The reference of every recipe key, made from the strings below the fields (docs/recipe.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from luthier.recipe import Recipe
 
@@ -31,7 +31,12 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def reference() -> str:
     """All keys as Markdown: key, default, meaning."""
-    lines = ["# Every key of a recipe", "", "Made by `make docs` from `src/luthier/recipe.py`.", ""]
+    lines = [
+        "# Every key of a recipe",
+        "",
+        "Made by `make docs` from `src/luthier/recipe.py` and its `recipe_data.py`.",
+        "",
+    ]
     lines += ["| key | default | meaning |", "|---|---|---|"]
     lines += [f"| `{key}` | {default} | {text} |" for key, default, text in _keys(Recipe, "")]
     return "\n".join(lines) + "\n"
@@ -40,8 +45,11 @@ def reference() -> str:
 def _keys(cls: type, where: str) -> Iterator[tuple[str, str, str]]:
     hints, docs = get_type_hints(cls), field_docs(cls)
     for item in fields(cls):
-        if is_dataclass(hints[item.name]):
-            yield from _keys(hints[item.name], f"{where}{item.name}.")
+        hint = hints[item.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from _keys(hint, f"{where}{item.name}.")
+        elif get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            yield from _keys(get_args(hint)[1], f"{where}{item.name}.NAME.")
         else:
             default: Any = item.default_factory() if item.default_factory is not MISSING else item.default
             shown = "" if default in ("", [], {}) else f"`{default}`".replace("|", "\\|")

@@ -18,7 +18,8 @@ import yaml
 
 from luthier.errors import RecipeError, RequestError
 from luthier.files import json_text, sha256_bytes
-from luthier.recipe import Recipe, Source
+from luthier.recipe import Recipe
+from luthier.recipe_data import Source
 
 _STAGE_ONLY = ("start_from", "learned_tokens")
 _FOLDER = re.compile(r"\w[\w.-]*")

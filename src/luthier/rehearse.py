@@ -19,7 +19,8 @@ from luthier.data.readers import columns_seen, open_source, peek
 from luthier.data.shapes import graded
 from luthier.data.simulate import write_forms
 from luthier.errors import SourceError
-from luthier.recipe import Columns, Recipe, Source
+from luthier.recipe import Recipe
+from luthier.recipe_data import Columns, Source
 from luthier.recipefile import stage_recipes, to_tree
 from luthier.stages.sources import table_request
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from luthier.data.building.context import Context
 from luthier.data.formats import FORMATS, REASONS, adapter, detect
 from luthier.errors import DataError, RequestError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 from luthier.schema import Draft, Drop, Row
 
 

@@ -222,7 +222,7 @@ import sys
 from pathlib import Path
 from luthier.data.building.build import build
 from luthier.data.building.request import TableRequest
-from luthier.recipe import Limits, Source
+from luthier.recipe_data import Limits, Source
 folder = Path(sys.argv[1])
 source = Source(name="heavy", path=str(folder / "source"), format="image_caption")
 limits = Limits(maximum_pixels=2 * 10**8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from luthier.data.media import REASONS, audio_suffix, decode_audio, load_audio, to_mono_16k
 from luthier.errors import MediaError
-from luthier.recipe import Limits
+from luthier.recipe_data import Limits
 
 RATES = (8000, 11025, 16000, 22050, 44100, 48000)
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from luthier.data.mix import MixSource, plan_mix
 from luthier.errors import DataError
-from luthier.recipe import Mix
+from luthier.recipe_data import Mix
 
 
 @settings(max_examples=60, deadline=None)

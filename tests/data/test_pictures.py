@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from luthier.data.picturefiles import MAX_PIECES, picture_kind
 from luthier.data.pictures import MAX_BYTES, REASONS, check_picture, load_picture
 from luthier.errors import MediaError
-from luthier.recipe import Limits
+from luthier.recipe_data import Limits
 from support.children import environment
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -267,7 +267,7 @@ CHILD = """
 import sys
 from luthier.data.pictures import check_picture, load_picture
 from luthier.errors import MediaError
-from luthier.recipe import Limits
+from luthier.recipe_data import Limits
 data = open(sys.argv[1], "rb").read()
 limits = Limits(maximum_pixels=int(sys.argv[3]))
 try:

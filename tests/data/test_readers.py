@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from luthier.data.readers import REASONS, Broken, Reading, columns_seen, open_source, peek
 from luthier.data.reading import jsonfiles, lines, tables
 from luthier.errors import SourceError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 
 ROWS: list[dict[str, Any]] = [
     {

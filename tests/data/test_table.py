@@ -18,7 +18,7 @@ from luthier.data.building.rows import SCHEMA
 from luthier.data.table import Table, build_table, iter_rows, read_table
 from luthier.errors import DataError, ExistsError, SourceError
 from luthier.files import sha256_file, verify_folder
-from luthier.recipe import Columns, Source
+from luthier.recipe_data import Columns, Source
 from luthier.schema import Target
 
 SPEAKING = Path(__file__).parents[2].parent / "shared" / "data" / "speaking" / "form-1764-test.parquet"

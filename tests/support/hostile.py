@@ -32,7 +32,7 @@ from luthier.data.readers import Broken, open_source
 from luthier.data.reading import places
 from luthier.data.shapes import graded as grading
 from luthier.errors import LuthierError
-from luthier.recipe import Limits, Source
+from luthier.recipe_data import Limits, Source
 
 SECONDS = 10
 MODULES = (readers, formats, grading, media, images, places)

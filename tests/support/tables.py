@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import orjson
 import soundfile
+from PIL import Image
 
 from luthier.data.building.request import TableRequest
+from luthier.data.building.rows import TableRow
 from luthier.data.ledger import read_events
 from luthier.data.steps import make_steps
-from luthier.recipe import Source
+from luthier.data.table import read_table
+from luthier.recipe_data import Source
 
 Record = dict[str, Any]
 
@@ -87,3 +90,29 @@ def closes(folder: Path) -> dict[str, dict[str, Any]]:
         assert found["kept"] == manifest["sources"][source]["kept"]
     assert manifest["rows"] == sum(found["kept"] for found in sums.values())
     return sums
+
+
+def rows_of(folder: Path) -> list[TableRow]:
+    return read_table(folder).rows
+
+
+def said(folder: Path) -> set[str]:
+    """The first answer of every row."""
+    return {row.row.messages[-1].text for row in rows_of(folder)}
+
+
+def picture(colour: tuple[int, int, int], size: int = 48, kind: str = "PNG") -> bytes:
+    rng = np.random.default_rng(sum(colour))
+    coarse = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    coarse.resize((size, size), Image.Resampling.BICUBIC).save(stream, kind)
+    return stream.getvalue()
+
+
+def album(folder: Path, pictures: dict[str, tuple[bytes, str]]) -> Source:
+    folder.mkdir(exist_ok=True)
+    for name, (data, _) in pictures.items():
+        (folder / name).write_bytes(data)
+    lines = [f"{name},{caption}\n" for name, (_, caption) in pictures.items()]
+    (folder / "metadata.csv").write_text("file_name,text\n" + "".join(lines), encoding="utf-8")
+    return Source(name="album", path=str(folder))

@@ -19,7 +19,7 @@ from luthier.data.shapes import pairs
 from luthier.data.shapes.conversations import LISTS, TURNS
 from luthier.data.shapes.exporting import WRITERS, export_rows
 from luthier.errors import DataError, RequestError
-from luthier.recipe import Columns
+from luthier.recipe_data import Columns
 from luthier.schema import Row
 
 FORMATS = (

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from luthier.errors import MediaError
 
 if TYPE_CHECKING:
-    from luthier.recipe import Limits
+    from luthier.recipe_data import Limits
 
 RATE = 16_000
 MAX_CHANNELS = 64

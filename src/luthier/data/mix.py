@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from luthier.console import table
 from luthier.errors import DataError
-from luthier.recipe import Mix
+from luthier.recipe_data import Mix
 
 Indices = NDArray[np.int64]
 

@@ -22,7 +22,7 @@ from luthier.data.picturefiles import PictureFile, read_picture_file
 from luthier.errors import MediaError
 
 if TYPE_CHECKING:
-    from luthier.recipe import Limits
+    from luthier.recipe_data import Limits
 
 REASONS = ("unreadable_image", "too_many_pixels", "empty_image", "too_large")
 MAX_BYTES = 256 * 2**20

@@ -24,7 +24,7 @@ from luthier.data.reading.tables import delimited, open_parquet, parquet
 from luthier.errors import SourceError
 
 if TYPE_CHECKING:
-    from luthier.recipe import Source
+    from luthier.recipe_data import Source
 
 __all__ = ["REASONS", "Broken", "Reading", "Record", "columns_seen", "open_source", "peek"]
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from luthier.data.building.request import TableRequest
 from luthier.errors import RequestError
-from luthier.recipe import Recipe, Source
+from luthier.recipe import Recipe
+from luthier.recipe_data import Source
 
 
 def table_request(stages: Mapping[str, Recipe]) -> TableRequest:

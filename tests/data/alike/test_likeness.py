@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from luthier.data.alike.likeness import PicturePrint, picture_print, same_pictures, same_sounds, sound_print
 from luthier.data.media import load_audio
 from luthier.data.voice import Delivery, Speaker, render
-from luthier.recipe import Limits
+from luthier.recipe_data import Limits
 
 WORDS = (
     "the small boat left the harbour before the sun came up",

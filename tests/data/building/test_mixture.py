@@ -16,7 +16,7 @@ from luthier.data.building.request import TableRequest
 from luthier.data.mix import MixSource, plan_mix
 from luthier.data.table import read_table
 from luthier.errors import DataError
-from luthier.recipe import Mix
+from luthier.recipe_data import Mix
 from support.children import environment
 from support.tables import chats, jsonl, request
 
@@ -98,7 +98,7 @@ def test_a_source_that_is_asked_for_more_than_it_has_is_named(tmp_path: Path) ->
 
 
 def test_a_table_of_graded_rows_has_no_mixture(tmp_path: Path) -> None:
-    from test_build import graded
+    from test_decide import graded
 
     source = graded(tmp_path / "a.parquet", [2.0, 5.0])
     assert build(TableRequest(((source, "train"),)), tmp_path / "table").mixture is None

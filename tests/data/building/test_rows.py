@@ -92,7 +92,7 @@ def test_rows_come_back_from_a_table_as_they_went_in(rows: list[Row]) -> None:
             "adapter",
             lambda *_: lambda origin, record: Draft(drafts[record["n"]], {}, record["n"] / 8, {"n": record["n"]}),
         )
-        from luthier.recipe import Duplicates
+        from luthier.recipe_data import Duplicates
 
         build(request(source, duplicates=Duplicates(exact=False)), folder / "table")
         found = {int(item.aux["n"]): item for item in read_table(folder / "table").rows}

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from luthier.data.building import ingest, shards
+from luthier.data.building import shards, stagewriter
 from luthier.data.building.build import build
 from luthier.data.table import read_table
 from support.children import environment
@@ -25,7 +25,7 @@ def test_many_small_shards_hold_the_rows_of_one_in_the_same_order(
         jsonl(tmp_path / "a.jsonl", chats(150)), jsonl(tmp_path / "b.jsonl", chats(60, 400)), validation_fraction=0.2
     )
     one = build(asked, tmp_path / "one")
-    monkeypatch.setattr(ingest, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(stagewriter, "_BATCH_ROWS", 7)
     monkeypatch.setattr(shards, "_LEAST_ROWS", 13)
     monkeypatch.setattr(shards, "_MOST_ROWS", 13)
     many = build(asked, tmp_path / "many")
@@ -77,7 +77,7 @@ from pathlib import Path
 from luthier.data.building import shards
 from luthier.data.building.build import build
 from luthier.data.building.request import TableRequest
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 here = Path(sys.argv[1])
 shards.SHARD_BYTES = 8 * 2**20
 build(TableRequest(((Source(name="a", path=sys.argv[2]), "train"),), graded=False), here)

@@ -10,7 +10,7 @@ import pytest
 from luthier.data.readers import Reading, open_source
 from luthier.data.reading.folders import split_files
 from luthier.errors import SourceError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 
 
 def fill(folder: Path, *names: str) -> Path:

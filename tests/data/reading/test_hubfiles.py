@@ -27,7 +27,7 @@ from luthier.data.building.context import Context
 from luthier.data.reading.places import media_bytes
 from luthier.data.readers import open_source
 from luthier.errors import SourceError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 try:
     where = {"path": sys.argv[1]} if "://" in sys.argv[1] else {"hub": sys.argv[1]}
     source = Source(name="speech", split=sys.argv[2], **where)

@@ -14,7 +14,7 @@ import soundfile
 from luthier.data.readers import Broken, open_source, peek
 from luthier.data.reading import hubstream
 from luthier.errors import SourceError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,7 +11,7 @@ from luthier.data.building.context import Context
 from luthier.data.reading import places
 from luthier.data.reading.places import REASONS, media_bytes
 from luthier.errors import MediaError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 
 
 def context(folder: Path, trusted: bool = False) -> Context:

@@ -7,7 +7,7 @@ import pytest
 
 from luthier.data.readers import open_source
 from luthier.errors import SourceError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 
 
 @pytest.fixture(autouse=True)

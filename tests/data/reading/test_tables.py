@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from luthier.data.readers import Broken, open_source
 from luthier.data.reading import lines, tables
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 
 
 def read(path: Path) -> list[tuple[str, dict[str, Any] | Broken]]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from luthier.data.building.context import Context
 from luthier.data.formats import EXPORTS, adapter, export
 from luthier.errors import RequestError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 from luthier.schema import Draft, Message, Part, Provenance, Row, Target, canonical
 
 WHERE = Provenance("here", "file:1")

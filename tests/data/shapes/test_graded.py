@@ -16,7 +16,7 @@ from luthier.data.readers import columns_seen, open_source, peek
 from luthier.data.shapes.graded import REASONS, adapter
 from luthier.errors import SourceError
 from luthier.files import sha256_bytes
-from luthier.recipe import Columns, Source
+from luthier.recipe_data import Columns, Source
 from luthier.schema import Draft, Drop, Provenance
 
 COLUMNS = Columns(raters=["r1", "r2"], held_back=["r3"], keep=["age"])

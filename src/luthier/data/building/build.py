@@ -16,12 +16,13 @@ import orjson
 from luthier import files
 from luthier.console import say
 from luthier.data.building.decide import decide
-from luthier.data.building.ingest import EVENTS, Stage, ingest
+from luthier.data.building.ingest import ingest
 from luthier.data.building.layout import lay_out
 from luthier.data.building.mixture import MANIFEST, Mixture, mixture_of, read_mixture
 from luthier.data.building.outcomes import outcomes
 from luthier.data.building.request import TableRequest
 from luthier.data.building.shards import write_shards
+from luthier.data.building.stage import EVENTS, Stage
 from luthier.data.building.stagecache import TOUCHED, StageCache, stage_key, untouched
 from luthier.data.ledger import Counts, Ledger, read_events
 from luthier.errors import ExistsError

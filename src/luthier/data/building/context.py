@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.recipe import Columns, Limits, Scale, Source
+from luthier.recipe import Scale
+from luthier.recipe_data import Columns, Limits, Source
 from luthier.schema import Draft, Drop, Provenance
 
 Record = dict[str, Any]

@@ -23,9 +23,9 @@ from luthier import files
 from luthier.console import progress
 from luthier.data import dedupe
 from luthier.data.alike.contentkey import normal_key
-from luthier.data.building.ingest import MEDIA, Stage
 from luthier.data.building.request import TableRequest
 from luthier.data.building.rows import texts, to_messages
+from luthier.data.building.stage import MEDIA, Stage
 from luthier.data.building.stagecache import StageCache, stage_key
 
 HOWS = ("", "exact", "near", "semantic", "image", "audio")

@@ -7,86 +7,31 @@ what is in memory does not grow with their number. Every record ends in the stag
 from __future__ import annotations
 
 import gc
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from luthier import files
 from luthier.console import progress, say
-from luthier.data.alike.contentkey import quick_key
 from luthier.data.building.context import Adapter, Context, Record
 from luthier.data.building.request import TableRequest
-from luthier.data.building.rows import STAGE_SCHEMA, encode, group_of
+from luthier.data.building.rows import encode
+from luthier.data.building.stage import Stage
 from luthier.data.building.stagecache import TOUCHED, StageCache, stage_key, touch
+from luthier.data.building.stagewriter import Changes, StageWriter
 from luthier.data.formats import adapter, detect
-from luthier.data.ledger import drop_event, event
 from luthier.data.readers import Broken, Reading, columns_seen, open_source, peek
 from luthier.errors import DataError, SourceError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 from luthier.schema import Draft, Drop, Row, canonical
 
-ROWS, EVENTS, MEDIA = "rows.arrow", "events.jsonl", "media"
 WORKERS = 2  # sound and pictures are decoded outside the interpreter's lock
 _AHEAD = 16  # recordings in memory at once
-_BATCH_ROWS, _BATCH_BYTES = 1024, 16 * 2**20
 _MEDIA_FORMATS = ("graded", "image_caption")
 Outcome = tuple[str, Draft | Drop]
-Changes = dict[str, str]
-"""What a step did to a row: `step`, and `detail` for a person."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A source's rows on disk. `about` is what the table's manifest says of the source."""
-
-    key: str
-    """Names what it was made from, the media that were read from beside a table included."""
-    folder: Path
-    source: str
-    split: str
-    about: dict[str, Any]
-    reused: bool = False
-
-    @property
-    def rows(self) -> int:
-        return int(self.about["rows"])
-
-    @property
-    def seen(self) -> int:
-        return int(self.about["in"])
-
-    @property
-    def dropped(self) -> Counter[str]:
-        return Counter(self.about["dropped"])
-
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows in their order, a batch at a time."""
-        chosen = [STAGE_SCHEMA.get_field_index(name) for name in columns or STAGE_SCHEMA.names]
-        options = pa.ipc.IpcReadOptions(included_fields=chosen)
-        with pa.OSFile(str(self.folder / ROWS)) as stream, pa.ipc.open_file(stream, options=options) as file:
-            for number in range(file.num_record_batches):
-                yield file.get_batch(number)
-
-    def pick(self, column: str, rows: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
-        """(row, value) of a column for some ascending rows; only the batches that hold them are read."""
-        if not len(rows):
-            return
-        options = pa.ipc.IpcReadOptions(included_fields=[STAGE_SCHEMA.get_field_index(column)])
-        bounds = np.cumsum([0, *self.about["batches"]])
-        with pa.OSFile(str(self.folder / ROWS)) as stream, pa.ipc.open_file(stream, options=options) as file:
-            for number in np.unique(np.searchsorted(bounds, rows, side="right") - 1).tolist():
-                own = rows[(rows >= bounds[number]) & (rows < bounds[number + 1])]
-                values = file.get_batch(number).column(0).take(pa.array(own - bounds[number])).to_pylist()
-                yield from zip(own.tolist(), values, strict=True)
 
 
 def ingest(source: Source, split: str, request: TableRequest, cache: StageCache) -> Stage:
@@ -154,7 +99,7 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
         request.limits,
     )
     outcomes = _outcomes(reading, adapter(chosen, context), pooled=chosen in _MEDIA_FORMATS)
-    with _Writer(place, source.name) as writer, _few_collections():
+    with StageWriter(place, source.name) as writer, _few_collections():
         for origin, outcome in progress(outcomes, f"reading {source.name}"):
             writer.seen += 1
             if isinstance(outcome, Drop):
@@ -230,7 +175,7 @@ def _outcomes(records: Reading, adapt: Adapter, pooled: bool) -> Iterator[Outcom
             yield name, future.result()
 
 
-def _through_steps(origin: str, draft: Draft, request: TableRequest, writer: _Writer) -> None:
+def _through_steps(origin: str, draft: Draft, request: TableRequest, writer: StageWriter) -> None:
     row, changes = draft.row, list[Changes]()
     for step in request.steps:
         after = step.apply(row)
@@ -268,96 +213,7 @@ def difference(before: Row, after: Row) -> str:
     return f"{one[head : start + 36]!r} became {other[head : start + 36]!r}{more}"
 
 
-@dataclass
-class _Writer:
-    """Writes rows in batches, media once each, events as they come."""
-
-    place: Path
-    source: str
-    seen: int = 0
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-    batches: list[int] = field(default_factory=list)
-    first_drop: str = ""
-
-    def __enter__(self) -> _Writer:
-        (self.place / MEDIA).mkdir()
-        self._events = (self.place / EVENTS).open("wb")
-        self._sink = pa.OSFile(str(self.place / ROWS), "wb")
-        self._file = pa.ipc.new_file(self._sink, STAGE_SCHEMA)
-        self._clear()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self._flush()
-        self._file.close()
-        self._sink.close()
-        self._events.close()
-
-    def _clear(self) -> None:
-        self._held: list[tuple[Any, ...]] = []
-        self._bytes = 0
-
-    def drop(self, drop: Drop, step: str = "", identity: str = "", changes: Sequence[Changes] = ()) -> None:
-        self.dropped[drop.reason] += 1
-        self.first_drop = self.first_drop or f"{drop.origin}: {drop.detail}"
-        self._events.write(drop_event(drop, step, identity, changes))
-
-    def keep(self, draft: Draft, row: Row, changes: Sequence[Changes]) -> None:
-        try:
-            identity, messages, target = encode(row)
-            if changes:
-                (row.group + row.more).encode()
-        except (TypeError, ValueError) as error:  # half of a surrogate pair that no adapter or step took out
-            self.drop(Drop(self.source, row.provenance.origin, "bad_unicode", str(error)))
-            return
-        if changes:
-            self.changed.update(change["step"] for change in changes)
-            about = {"id": identity, "source": self.source, "origin": row.provenance.origin, "changed": changes}
-            self._events.write(event(about))
-        for reference, data in draft.blobs.items():
-            path = self.place / MEDIA / reference.removeprefix("sha256:")
-            if not path.exists():
-                path.write_bytes(data)
-        self._held.append(
-            (
-                identity,
-                messages,
-                target,
-                group_of(row, identity),
-                row.provenance.origin,
-                row.more,
-                draft.seconds,
-                canonical(dict(draft.aux)) if draft.aux else "{}",
-                quick_key(row.messages, target),
-            )
-        )
-        self.rows += 1
-        self._bytes += len(messages)
-        if len(self._held) >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            columns = zip(*self._held, strict=True)
-            arrays = [
-                _joined(values) if kind.name == "messages" else pa.array(values, kind.type)
-                for values, kind in zip(columns, STAGE_SCHEMA, strict=True)
-            ]
-            self._file.write_batch(pa.record_batch(arrays, schema=STAGE_SCHEMA))
-            self.batches.append(len(arrays[0]))
-            self._clear()
-
-
-def _joined(values: Sequence[bytes]) -> pa.LargeStringArray:
-    """JSON that orjson wrote, and that is UTF-8 therefore, as a column: Arrow would look through it once more."""
-    offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-    return pa.LargeStringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(values)))
-
-
-def _none_left(source: str, writer: _Writer) -> DataError:
+def _none_left(source: str, writer: StageWriter) -> DataError:
     if not writer.seen:
         return DataError(f"source {source}: it has no records at all", "name a file or a split that has rows")
     why = ", ".join(f"{count:,} {reason}" for reason, count in writer.dropped.most_common())

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from luthier.console import say
 from luthier.data import balance as balancing
 from luthier.data.building.decide import Decisions
-from luthier.data.building.ingest import Stage
 from luthier.data.building.request import TableRequest
+from luthier.data.building.stage import Stage
 from luthier.data.split import split_of
 from luthier.recipe import Scale
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from luthier import files
 from luthier.data.mix import MixPlan, MixSource, plan_mix
-from luthier.recipe import Mix
+from luthier.recipe_data import Mix
 
 MANIFEST = "manifest.json"
 _COLUMNS = ["source", "split", "repeats"]

@@ -10,7 +10,8 @@ from typing import Any
 
 from luthier.data.steps import BoundStep, make_steps
 from luthier.errors import RecipeError
-from luthier.recipe import Balance, Columns, Duplicates, Limits, Mix, Recipe, Scale, Source
+from luthier.recipe import Recipe, Scale
+from luthier.recipe_data import Balance, Columns, Duplicates, Limits, Mix, Source
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from luthier.data.building.ingest import MEDIA, ROWS, Stage
 from luthier.data.building.layout import SPLITS, Layout
 from luthier.data.building.rows import SCHEMA
+from luthier.data.building.stage import MEDIA, ROWS, Stage
 
 SHARD_BYTES = 64 * 2**20
 """Bytes of messages in a shard, about; a shard in work takes three times as much memory."""

@@ -22,7 +22,7 @@ from luthier.data.readers import REASONS as READING_REASONS
 from luthier.data.readers import Broken, columns_seen, open_source, peek
 from luthier.data.table import iter_rows
 from luthier.errors import DataError
-from luthier.recipe import Source
+from luthier.recipe_data import Source
 from luthier.schema import Drop, Row
 
 REASONS = (*READING_REASONS, "no_question", "no_text")

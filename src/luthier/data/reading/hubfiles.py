@@ -18,7 +18,7 @@ from luthier.data.reading.sniff import named_shape
 from luthier.errors import SourceError
 
 if TYPE_CHECKING:
-    from luthier.recipe import Source
+    from luthier.recipe_data import Source
 
 PATIENCE_SECONDS = 12.0
 CONVERTED = "refs/convert/parquet"

@@ -13,7 +13,7 @@ from luthier.data.reading.hubfiles import fail, list_files, reason_of
 from luthier.errors import SourceError
 
 if TYPE_CHECKING:
-    from luthier.recipe import Source
+    from luthier.recipe_data import Source
 
 Record = dict[str, Any]
 

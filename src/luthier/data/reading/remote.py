@@ -17,7 +17,7 @@ from luthier.errors import SourceError
 from luthier.files import sha256_bytes
 
 if TYPE_CHECKING:
-    from luthier.recipe import Source
+    from luthier.recipe_data import Source
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(://|::)")
 _HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
