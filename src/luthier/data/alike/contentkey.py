@@ -15,7 +15,7 @@ from luthier.schema import Message
 
 _BREAKS = b"\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
 _LOWER = bytes(range(256)).lower()
-_HEAD, _READ = 384, 768
+_TURNS, _HEAD, _READ = 3, 384, 640
 _FOLD = _LOWER.translate(bytes.maketrans(_BREAKS, b" " * len(_BREAKS)))
 
 
@@ -37,8 +37,8 @@ def normal_key(messages: tuple[Message, ...], target: bytes = b"") -> bytes:
 
 def quick_key(messages: tuple[Message, ...], target: bytes = b"") -> bytes:
     """16 bytes that are equal wherever those of `normal_key` are; contents whose texts begin alike share them too."""
-    said = []
-    for message in messages:
+    said = [str(len(messages)).encode()]
+    for message in messages[:_TURNS]:
         said.append(message.role.encode())
         said += [_head(part.text) if part.text is not None else str(part.media).encode() for part in message.content]
         if message.more:
