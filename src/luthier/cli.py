@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         figures = options.call(options)
+        if options.json and figures is not None:
+            print(json.dumps(figures, ensure_ascii=False), flush=True)
     except LuthierError as error:
         if os.environ.get("LUTHIER_DEBUG"):
             raise
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"luthier: interrupted; resume with:\n  {_resume_line(argv)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
         return 0
     except Exception as error:
         if os.environ.get("LUTHIER_DEBUG"):
@@ -44,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    if options.json and figures is not None:
-        print(json.dumps(figures, ensure_ascii=False))
     return 0
 
 

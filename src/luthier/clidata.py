@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +67,31 @@ def data_parser(verbs: Any) -> None:
     verb.add_argument("--split", default="", help="rows of this split (default: all)")
 
 
+def _told(options: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Answers go to standard output, but for --json, which has it to itself."""
+    return redirect_stdout(sys.stderr) if options.json else nullcontext()
+
+
 def _build(options: argparse.Namespace) -> Any:
     from luthier import dataverbs
 
-    return dataverbs.build(options.recipe, options.out, options.overrides, options.cache)
+    with _told(options):
+        return dataverbs.build(options.recipe, options.out, options.overrides, options.cache)
 
 
 def _show(options: argparse.Namespace) -> Any:
     from luthier import dataverbs
 
     where = {key: value for key, value in (("split", options.split), ("source", options.source)) if value}
-    return dataverbs.show(options.table, options.name, where, options.rows)
+    with _told(options):
+        return dataverbs.show(options.table, options.name, where, options.rows)
 
 
 def _why(options: argparse.Namespace) -> Any:
     from luthier import dataverbs
 
-    return dataverbs.why(options.table, options.name)
+    with _told(options):
+        return dataverbs.why(options.table, options.name)
 
 
 def _audit(options: argparse.Namespace) -> Any:
@@ -89,10 +99,12 @@ def _audit(options: argparse.Namespace) -> Any:
     from luthier.data.leaks.auditresult import AuditSettings
 
     settings = AuditSettings(options.split, options.against_split, options.ngram, options.near)
-    return dataverbs.audit(options.table, options.against, settings, options.out)
+    with _told(options):
+        return dataverbs.audit(options.table, options.against, settings, options.out)
 
 
 def _export(options: argparse.Namespace) -> Any:
     from luthier import dataverbs
 
-    return dataverbs.export(options.table, options.to, options.out, options.split)
+    with _told(options):
+        return dataverbs.export(options.table, options.to, options.out, options.split)

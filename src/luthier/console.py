@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: log lines, progress bars and tables, all on standard error."""
+"""What a person sees: log lines and progress bars on standard error while work goes on, tables, and answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ WIDTH = 100
 def say(text: str) -> None:
     """One line of log."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """What a verb was asked for, on standard output: it can be piped."""
+    print(text, flush=True)
 
 
 def progress(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import orjson
 
-from luthier.console import WIDTH, progress, say, table
+from luthier.console import WIDTH, progress, table, tell
 from luthier.data.leaks.auditresult import AuditSettings
+from luthier.data.ledger import Counts, Ledger
 from luthier.data.table import iter_rows, read_manifest
 from luthier.errors import ExistsError, RequestError
 from luthier.files import write_atomically
@@ -31,12 +32,12 @@ def build(
     loaded = load_recipe(recipe, overrides)
     folder = out or Path("tables") / (loaded.name or recipe.stem)
     built = run_build(table_request(stage_recipes(loaded)), folder, cache or default_cache())
-    say(built.ledger.table())
+    tell(built.ledger.table())
     for note in built.manifest["duplicates"]["found"]["notes"]:
-        say(note)
+        tell(note)
     if built.mixture:
-        say(built.mixture.plan.table())
-    say(f"table: {folder}  ({_splits(built.manifest)})")
+        tell(built.mixture.plan.table())
+    tell(f"table: {folder}  ({_splits(built.manifest)})")
     return {
         "table": str(folder),
         "reused": built.reused,
@@ -70,16 +71,19 @@ def show(folder: Path, name: str = "", where: dict[str, str] | None = None, limi
             ]
             for source, about in manifest["sources"].items()
         ]
-        say(table(["source", "for", "format", "rows", "licence", "revision"], lines))
-        say(f"{manifest['rows']:,} rows: {_splits(manifest)}")
+        tell(table(["source", "for", "format", "rows", "licence", "revision"], lines))
+        tell(f"{manifest['rows']:,} rows: {_splits(manifest)}")
         steps = ", ".join(step["name"] for step in manifest["steps"])
-        say(f"steps: {steps or 'none'}\n")
+        tell(f"steps: {steps or 'none'}\n")
+        ledger = Ledger()
+        ledger.counts = {name: Counts.from_json(about) for name, about in manifest["sources"].items()}
+        tell(ledger.table() + "\n")
     shown: list[str] = []
     for item in find_rows(folder, name) if name else iter_rows(folder, where):
         if len(shown) == limit:
             break
         shown.append(item.row.id)
-        say(row_text(item.row))
+        tell(row_text(item.row))
     if name and not shown:
         raise RequestError(f"{folder}: no row {name!r}", "luthier data why also knows rows that were left out")
     return {"rows": manifest["rows"], "splits": manifest["splits"], "sources": manifest["sources"], "shown": shown}
@@ -91,6 +95,7 @@ def row_text(row: Row, most: int = 400) -> str:
     lines = [f"{row.id}  {row.split}  {where.source}: {where.origin}"]
     for message in row.messages:
         said = " ".join(part.text if part.text is not None else f"[{part.type}]" for part in message.content)
+        said = f"{said} {message.more}".strip() if message.more else said or "(nothing)"
         if len(said) > most:
             said = f"{said[: most // 2]} [...{len(said) - most:,} more characters...] {said[-most // 2 :]}"
         lines += textwrap.wrap(f"{message.role}: {said}", WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -105,9 +110,9 @@ def why(folder: Path, name: str) -> dict[str, Any]:
 
     ways = look_up(folder, name)
     for way in ways:
-        say("\n".join(way.lines()))
+        tell("\n".join(way.lines()))
         if way.row:
-            say(row_text(way.row.row))
+            tell(row_text(way.row.row))
     return {"ways": [way.to_json() for way in ways]}
 
 
@@ -118,11 +123,13 @@ def audit(folder: Path, against: Path, settings: AuditSettings, out: Path | None
 
     if out is not None and out.exists():
         raise ExistsError(f"{out}: exists already", "name another file")
+    if not against.exists():
+        raise RequestError(f"{against}: no such exam, file of rows or table", "name one that is there")
     found = run_audit(folder, against, settings)
-    say("\n".join(found.lines()))
+    tell("\n".join(found.lines()))
     if out is not None:
         write_audit(found, out)
-        say(f"page: {out}")
+        tell(f"page: {out}")
     return found.to_json()
 
 
@@ -139,9 +146,9 @@ def export(folder: Path, name: str, out: Path, split: str = "") -> dict[str, Any
         for record in run_export(_with_media(rows, folder, media), name, losses):
             stream.write(orjson.dumps(record) + b"\n")
             written += 1
-    say(f"{written:,} rows written to {out}")
+    tell(f"{written:,} rows written to {out}")
     for what, count in losses.most_common():
-        say(f"  lost: {what} ({count:,})")
+        tell(f"  lost: {what} ({count:,})")
     return {"file": str(out), "rows": written, "losses": dict(losses)}
 
 

@@ -26,6 +26,8 @@ Batches = Iterable[Sequence[str] | pa.StringArray]
 TextOf = Callable[[Indices], list[str]]
 """The texts of rows, by their numbers (ascending), in the same order."""
 
+Agree = Callable[[Pairs], NDArray[np.bool_]]
+"""Which pairs of rows, (pairs, 2) in order of their first, are the same in every part."""
 SIBLINGS_SHOWN = 1000
 _READ = 512
 _ROUNDS = 8
@@ -49,6 +51,8 @@ class Found:
     siblings: list[tuple[int, int]] = field(default_factory=list)
     """The first SIBLINGS_SHOWN pairs of kept rows that are alike but for names, numbers or a recurring word."""
     sibling_count: int = 0
+    refused: int = 0
+    """Pairs that were alike as a whole and that a second look refused."""
     notes: list[str] = field(default_factory=list)
     """For a person: where work was bounded."""
     bytes_per_row: float = 0.0
@@ -93,17 +97,19 @@ def near(
     text_of: TextOf,
     folder: Path,
     alive: NDArray[np.bool_] | None = None,
+    agree: Agree | None = None,
 ) -> Found:
     """Rows whose sets of `shingle`-word shingles have a Jaccard index of at least `threshold`.
 
     `batches` gives every row's text in order; rows that are not `alive` are passed over. A row is merged into the first
-    kept row that it is like, so that every merge is verified against the row that stands for it. `folder` takes a
-    temporary file of 8 bytes a word. Raises DataError for a threshold outside 0..1.
+    kept row that it is like, so that every merge is verified against the row that stands for it; `agree` may refuse
+    pairs that are alike as a whole. `folder` takes a temporary file of 8 bytes a word. Raises DataError for a
+    threshold outside 0..1.
     """
     _check(threshold, shingle)
     with ShingleStore(folder, threshold, shingle) as store:
         store.fill(batches, alive)
-        return _search(store, threshold, _Texts(text_of), first_side=0)
+        return _search(store, threshold, _Texts(text_of), 0, agree)
 
 
 def near_between(
@@ -126,7 +132,7 @@ def near_between(
             of_b, of_a = rows[rows < count], rows[rows >= count] - count
             return (text_of_b(of_b) if len(of_b) else []) + (text_of_a(of_a) if len(of_a) else [])
 
-        found = _search(store, threshold, _Texts(text_of), first_side=count)
+        found = _search(store, threshold, _Texts(text_of), count, None)
     found.merges = [Merge(m.index - count, m.into, m.how, m.similarity) for m in found.merges]
     found.siblings = [(a - count, b) for b, a in found.siblings]
     return found
@@ -173,7 +179,7 @@ class _Texts:
         return found
 
 
-def _search(store: ShingleStore, threshold: float, texts: _Texts, first_side: int) -> Found:
+def _search(store: ShingleStore, threshold: float, texts: _Texts, first_side: int, agree: Agree | None) -> Found:
     """All alike pairs of the store, then who stands for whom.
 
     Where `first_side` is not 0, only pairs with one row below it and one from it on count.
@@ -202,7 +208,12 @@ def _search(store: ShingleStore, threshold: float, texts: _Texts, first_side: in
         passed = new[high]
         kept_apart = texts.siblings(passed)
         apart += map(tuple, passed[kept_apart].tolist())
-        for a, b in passed[~kept_apart].tolist():
+        passed = passed[~kept_apart]
+        if agree is not None and len(passed):
+            fits = agree(passed)
+            found.refused += len(passed) - int(fits.sum())
+            passed = passed[fits]
+        for a, b in passed.tolist():
             alike.setdefault(b, []).append(a)
         into, wanted = _stand_for(alike)
         new = np.array(sorted(wanted - known.keys()), dtype=np.int64).reshape(-1, 2)

@@ -6,6 +6,7 @@ dropped. What happened to single records (drops, merges, changes) is written as 
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,10 @@ class Ledger:
                 sum(item) for item in zip(*((c.seen, c.kept, c.merged, c.dropped.total()) for c in every), strict=True)
             ]
             rows.append(["all", *(f"{value:,}" for value in sums), ""])
-        return console.table(["source", "in", "kept", "merged", "dropped", "why"], rows)
+        shown = console.table(["source", "in", "kept", "merged", "dropped", "why"], rows)
+        cut = [f"{source}: {c.why()}" for source, c in self.counts.items() if c.dropped and c.why() not in shown]
+        whole = [textwrap.fill(line, console.WIDTH, initial_indent="  ", subsequent_indent="    ") for line in cut]
+        return "\n".join([shown, *whole])
 
 
 def drop_event(drop: Drop, step: str = "", identity: str = "", changes: Sequence[Mapping[str, str]] = ()) -> bytes:

@@ -256,3 +256,62 @@ def test_a_source_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="source b: no row of it is left: 3 merged"):
         build(request(a, b), tmp_path / "table")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_rows_that_share_a_long_passage_and_ask_other_things_are_all_kept(tmp_path: Path) -> None:
+    passage = " ".join(f"{word(i)} stands by the {word(i + 900)}" for i in range(60))
+    asked = [
+        chat(f"{passage} Is the keeper lonely?", "Yes, very much so."),
+        chat(f"{passage} Is the keeper lonely?", "No, not at all."),
+        chat(f"{passage} Where does the sister live?", "She lives in the harbour town."),
+        chat(f"{passage} Where does the sister live?", "She lives in that harbour town."),
+    ]
+    built = build(request(jsonl(tmp_path / "a.jsonl", asked), duplicates=Duplicates(near=0.8)), tmp_path / "table")
+    assert (built.ledger.counts["a"].kept, built.ledger.counts["a"].merged) == (3, 1)
+    assert built.manifest["duplicates"]["found"]["conflicts"] >= 1
+    assert any("differ in a turn" in note for note in built.manifest["duplicates"]["found"]["notes"])
+
+
+def test_questions_about_one_picture_stay_on_one_side(tmp_path: Path) -> None:
+    (tmp_path / "pic.png").write_bytes(picture((200, 30, 30)))
+    asked = [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "pic.png"}, {"type": "text", "text": text}]},
+                {"role": "assistant", "content": "An answer."},
+            ]
+        }
+        for text in ("What is it?", "Which colour?", "How large?", "Who made it?")
+    ]
+    train, held = jsonl(tmp_path / "a.jsonl", asked[:3]), jsonl(tmp_path / "b.jsonl", asked[3:])
+    build(request(train, validation_fraction=0.5), tmp_path / "one")
+    assert len({row.row.split for row in rows_of(tmp_path / "one")}) == 1
+    other = jsonl(tmp_path / "c.jsonl", chats(3))
+    with pytest.raises(DataError, match="no row of it is left"):
+        build(request(train, other, test=[held]), tmp_path / "two")
+
+
+@pytest.mark.parametrize("duplicates", [Duplicates(scope="source"), Duplicates(exact=False)])
+def test_a_held_out_row_never_stays_in_training_whatever_is_looked_for(tmp_path: Path, duplicates: Duplicates) -> None:
+    records = [{**record, "page": str(i)} for i, record in enumerate(chats(4))]
+    train = jsonl(tmp_path / "a.jsonl", records, columns={"group": "page"})
+    held = jsonl(tmp_path / "b.jsonl", [{**records[0], "page": "77"}], columns={"group": "page"})
+    build(request(train, test=[held], duplicates=duplicates), tmp_path / "table")
+    assert closes(tmp_path / "table")["a"]["dropped"] == {"in_test": 1}
+
+
+def test_no_row_is_merged_into_one_that_is_left_out(tmp_path: Path) -> None:
+    answer = " ".join(word(i) for i in range(80))
+    asked = [chat("what is the first of all", answer), chat("and what of the second then", answer + " indeed")]
+    train = jsonl(tmp_path / "a.jsonl", asked)
+    held = jsonl(tmp_path / "b.jsonl", [chat("what is the first of all", "Nobody knows it.")])
+    build(request(train, test=[held], duplicates=Duplicates(near=0.8)), tmp_path / "table")
+    sums = closes(tmp_path / "table")
+    assert sums["a"] == {"source": "a", "in": 2, "kept": 1, "merged": 0, "dropped": {"group_in_test": 1}}
+
+
+def test_one_question_in_any_case_and_spacing_is_one_group_in_any_script(tmp_path: Path) -> None:
+    spelt = ["Où est l’École d'ÉTÉ?", "où est l’école d'été?", "OÙ  EST\u00a0L’ÉCOLE D'ÉTÉ?"]
+    records = [chat(text, f"{word(i)} answers it") for i, text in enumerate(spelt)]
+    build(request(jsonl(tmp_path / "a.jsonl", records)), tmp_path / "table")
+    assert len({row.row.group for row in rows_of(tmp_path / "table")}) == 1

@@ -28,8 +28,8 @@ def normal_key(messages: tuple[Message, ...], target: bytes = b"") -> bytes:
     if text.isascii():
         data = text.encode().translate(_FOLD)
     else:
-        folded = _folded(text).replace("\0", " \0 ")
-        data = " ".join(folded.split()).replace(" \0 ", "\0").encode("utf-8", "surrogatepass").translate(_FOLD)
+        plain = folded(text).replace("\0", " \0 ")
+        data = " ".join(plain.split()).replace(" \0 ", "\0").encode("utf-8", "surrogatepass").translate(_FOLD)
     while b"  " in data:
         data = data.replace(b"  ", b" ")
     return xxhash.xxh3_128_digest(data + b"\0" + target)
@@ -49,7 +49,7 @@ def quick_key(messages: tuple[Message, ...], target: bytes = b"") -> bytes:
 def _head(text: str) -> bytes:
     """The first _HEAD bytes of a text without white space, in lower case."""
     if not text.isascii():
-        plain = "".join(_folded(text).split()).encode("utf-8", "surrogatepass")
+        plain = "".join(folded(text).split()).encode("utf-8", "surrogatepass")
         return plain.translate(_LOWER, _BREAKS + b" ")[:_HEAD]
     found = text[:_READ].encode().translate(_LOWER, _BREAKS + b" ")[:_HEAD]
     if len(found) < _HEAD and len(text) > _READ:
@@ -69,6 +69,6 @@ def _said(messages: tuple[Message, ...]) -> str:
     return "\0".join(said)
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """NFKC, case folded, and NFKC once more: a folded character can be one that it composes."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
         "format": chosen,
         "sniffed": reading.sniffed,
         "revision": reading.revision,
-        "hub": source.hub,
+        "hub": "" if source.path else source.hub,
         "license": source.license,
         "attribution": source.attribution,
         "in": writer.seen,
@@ -181,9 +182,15 @@ def _through_steps(origin: str, draft: Draft, request: TableRequest, writer: Sta
         after = step.apply(row)
         if after is row or after == row:
             continue
+        where = row.provenance
         if isinstance(after, Drop):
-            writer.drop(after, step.name, _identity(row), changes)
+            own = Drop(where.source, where.origin, after.reason, after.detail)
+            writer.drop(own, step.name, _identity(row), changes)
             return
+        if after.provenance != where or after.split != row.split:  # where a row is from is not a step's to say
+            after = replace(after, provenance=where, split=row.split)
+            if after == row:
+                continue
         changes.append({"step": step.name, "detail": difference(row, after)})
         row = after
     writer.keep(draft, row, changes)

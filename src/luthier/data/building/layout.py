@@ -24,7 +24,7 @@ from luthier.recipe import Scale
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = {
     "balanced_away": ("balance", "its class has more rows than the smallest one"),
-    "group_in_test": ("split", "a held-out source has a row of its group, such as the same question"),
+    "group_in_test": ("split", "a held-out source has rows of its group"),
 }
 """Reasons for which a row is left out after its stage, with the step and the detail of its line in the ledger."""
 _REASONS = ("", *LEFT_OUT)
@@ -62,13 +62,12 @@ class Layout:
 def lay_out(stages: Sequence[Stage], decisions: Decisions, request: TableRequest) -> Layout:
     """Split, balance and rank every row that stays.
 
-    A training row whose group a held-out source also has is left out; tables of graded rows keep it, as their stages
-    check groups against what they were trained on.
+    Tables of graded rows keep training rows of held-out groups: their stages check groups against all that they were
+    trained on, and refuse.
     """
     total = sum(stage.rows for stage in stages)
     split, left_out = np.zeros(total, dtype=np.uint8), np.zeros(total, dtype=np.uint8)
     labels, ids = np.full(total, "", dtype=object), np.zeros(total, dtype=np.uint64)
-    held = set() if request.graded else _held_groups(stages)
     at = 0
     for stage in stages:
         for batch in stage.batches(["id", "group", "target"]):
@@ -78,10 +77,8 @@ def lay_out(stages: Sequence[Stage], decisions: Decisions, request: TableRequest
             for place, (group, target) in enumerate(pairs, start=at):
                 labels[place] = label_of(target, request.balance.by, request.scale)
                 split[place] = _split(request, stage, group)
-                if group in held and stage.split != "test":
-                    left_out[place] = _REASONS.index("group_in_test")
             at += batch.num_rows
-    left_out[decisions.into >= 0] = 0
+    left_out[decisions.left_out] = _REASONS.index("group_in_test")
     alive = (decisions.into < 0) & (left_out == 0)
     weight, repeats = np.ones(total), np.ones(total, dtype=np.int32)
     if request.balance.method:
@@ -96,11 +93,6 @@ def lay_out(stages: Sequence[Stage], decisions: Decisions, request: TableRequest
     order = kept if request.graded else kept[np.argsort(_mixed(ids[kept], request.seed), kind="stable")]
     rank[order] = np.arange(len(order))
     return Layout(stages, rank, split, weight, repeats, left_out, _classes(split[kept], labels[kept]))
-
-
-def _held_groups(stages: Sequence[Stage]) -> set[str]:
-    tested = [stage for stage in stages if stage.split == "test"]
-    return {group for stage in tested for batch in stage.batches(["group"]) for group in batch.column(0).to_pylist()}
 
 
 def _split(request: TableRequest, stage: Stage, group: str) -> int:

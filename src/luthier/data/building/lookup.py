@@ -71,10 +71,10 @@ def why(folder: Path, name: str) -> list[Way]:
     """
     manifest = read_manifest(folder)
     steps = [step["name"] for step in manifest.get("steps", [])]
-    kept = {row.row.id: row for row in find_rows(folder, name)}
+    kept = list(find_rows(folder, name))
     about: dict[str, list[dict[str, Any]]] = {"changed": [], "reason": [], "into": []}
     members: dict[str, list[dict[str, Any]]] = {}
-    ids = set(kept)
+    ids = {row.row.id for row in kept}
     for line in read_events(folder / LEDGER):
         if "in" in line:
             continue
@@ -83,7 +83,7 @@ def why(folder: Path, name: str) -> list[Way]:
             about[kind].append(line)
         if kind == "into" and line["into"] in ids:
             members.setdefault(line["into"], []).append(line)
-    ways = [_kept(row, steps, about["changed"], members.get(row.row.id, [])) for row in kept.values()]
+    ways = [_kept(row, steps, about["changed"], members.get(row.row.id, [])) for row in kept]
     ways += [_left_out(line, steps, about["changed"]) for line in (*about["into"], *about["reason"])]
     if not ways:
         raise DataError(

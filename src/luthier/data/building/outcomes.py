@@ -31,7 +31,8 @@ def outcomes(decisions: Decisions, layout: Layout, ledger: Ledger) -> Iterator[b
         counts.dropped.update(stage.dropped)
         gone = np.flatnonzero(layout.rank[starts[number] : starts[number + 1]] < 0)
         counts.kept += stage.rows - len(gone)
-        for row, origin in stage.pick("origin", gone):
+        groups = stage.pick("group", gone)
+        for (row, origin), (_, group) in zip(stage.pick("origin", gone), groups, strict=True):
             index = int(starts[number]) + row
             about = {"source": stage.source, "origin": origin, "id": ids[index].decode()}
             into = int(decisions.into[index])
@@ -39,7 +40,8 @@ def outcomes(decisions: Decisions, layout: Layout, ledger: Ledger) -> Iterator[b
                 reason = layout.reason(index)
                 step, detail = LEFT_OUT[reason]
                 counts.dropped[reason] += 1
-                yield event({**about, "reason": reason, "detail": detail, "step": step})
+                told = f"{detail}: {group}" if reason == "group_in_test" else detail
+                yield event({**about, "reason": reason, "detail": told, "step": step})
                 continue
             how = {"how": decisions.how_of(index), "similarity": float(decisions.similarity[index])}
             owner = stages[int(np.searchsorted(starts, into, side="right")) - 1]

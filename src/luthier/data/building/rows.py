@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
+from luthier.data.alike.contentkey import folded
 from luthier.schema import NO_TARGET, Message, Part, Provenance, Row, Target, canonical
 
 STAGE_SCHEMA = pa.schema(
@@ -96,17 +97,33 @@ def _part(part: Part) -> dict[str, str]:
 
 
 def group_of(row: Row, identity: str) -> str:
-    """What must not be split: the source's own group, else the first question without its numbers, else the row."""
+    """What must not be split.
+
+    The source's own group; else a row's media, for two questions about one picture belong together; else the first
+    question, folded and without its numbers and white space; else the row itself, and always for graded rows.
+    """
     if row.group:
         return row.group
-    if (row.target is not NO_TARGET and row.target != NO_TARGET) or row.media:
+    if row.target is not NO_TARGET and row.target.grade is not None:
+        return identity
+    if media := row.media:
+        return "m-" + hashlib.sha256("".join(sorted(set(media))).encode()).hexdigest()[:16]
+    if row.target is not NO_TARGET and row.target != NO_TARGET:
         return identity
     for message in row.messages:
         if message.role == "user":
             text = message.content[0].text if len(message.content) == 1 else message.text
-            letters = (text or "").encode(errors="replace").translate(_LOWER, _BLANK)
+            letters = _letters(text or "")
             return "q-" + hashlib.sha256(letters).hexdigest()[:16] if letters else identity
     return identity
+
+
+def _letters(text: str) -> bytes:
+    """A text folded as duplicates are, without decimals and white space."""
+    if text.isascii():
+        return text.encode().translate(_LOWER, _BLANK)
+    plain = "".join(sign for sign in folded(text) if not (sign.isspace() or sign.isdecimal()))
+    return plain.encode(errors="replace").translate(_LOWER, _BLANK)
 
 
 def texts(messages: pa.LargeStringArray) -> list[str]:

@@ -124,7 +124,7 @@ class AuditResult:
                 for kind in KINDS
             ),
             f"  {len(self.touched):,} items are touched ({self.share:.1%})",
-            f"  {self.sibling_pairs:,} pairs are other fillings of one template, and no leaks",
+            f"  {self.sibling_pairs:,} pairs look like fillings of one template (names, numbers or a word differ)",
         ]
         if self.unreadable:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.unreadable.items())
