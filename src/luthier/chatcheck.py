@@ -58,7 +58,8 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
             return
         _table(built, found)
         for name, one in stages.items():
-            plan = make_plan(len(built.mixture.plan) if built.mixture else 0, one.train)
+            quotas = {source["name"]: source["quota"] for source in built.manifest["mix"]["sources"]}
+            plan = make_plan(sum(quotas[source] for source in one.data.train), one.train)
             found.figures.setdefault("steps", {})[name] = plan.steps
             found.sections.append(
                 f"stage {name}: {plan.steps} steps of {one.train.batch_size} ({plan.steps_per_epoch:,} an epoch, "

@@ -17,6 +17,7 @@ def table_request(stages: Mapping[str, Recipe]) -> TableRequest:
     found: dict[str, tuple[Source, str]] = {}
     for name, stage in stages.items():
         for what, one, other in (
+            *(_chat_settings(stage, first) if stage.task.kind == "chat" else ()),
             ("data.columns", stage.data.columns, first.data.columns),
             ("data.limits", stage.data.limits, first.data.limits),
             ("data.steps", stage.data.steps, first.data.steps),
@@ -38,6 +39,15 @@ def table_request(stages: Mapping[str, Recipe]) -> TableRequest:
                         "give sources that differ different names, and keep held-out ones held out in every stage",
                     )
     return replace(TableRequest.of(first), sources=tuple(found.values()))
+
+
+def _chat_settings(stage: Recipe, first: Recipe) -> list[tuple[str, object, object]]:
+    """What tables of chats are split and mixed by; graded rows are split when a stage is prepared."""
+    names = ("validation_fraction", "test_fraction", "mix")
+    found: list[tuple[str, object, object]] = [
+        (f"data.{name}", getattr(stage.data, name), getattr(first.data, name)) for name in names
+    ]
+    return [*found, ("seed", stage.seed, first.seed)]
 
 
 def trained_sources(stages: Mapping[str, Recipe], name: str) -> list[str]:
