@@ -66,6 +66,14 @@ def test_wrong_requests_end_with_two_and_existing_outputs_stay(recipe: Path, tmp
         (["build", str(recipe), "--out", "full"], "is no table"),
         (["build", str(recipe), "--out", "table", "--set", "seed=3"], "made from other sources or settings"),
         (["show", "nowhere"], "is not a table"),
+        (
+            ["export", "table", "--to", "sharegpt", "--out", "new/x.jsonl", "--split", "trian"],
+            "did you mean train? there",
+        ),
+        (["export", "table", "--to", "text", "--out", "new/x.jsonl"], "no row can be written as text"),
+        (["show", "table", "--split", "test"], "has no split 'test'"),
+        (["show", "table", "--source", "b"], "there are a\n"),
+        (["show", "table", "--rows", "0"], "at least 1"),
         (["show", "table", "a.jsonl#77"], "no row"),
         (["why", "table", "a.jsonl#77"], "neither the rows nor the ledger"),
     ):
@@ -74,7 +82,17 @@ def test_wrong_requests_end_with_two_and_existing_outputs_stay(recipe: Path, tmp
         assert said in capsys.readouterr().err
     assert (tmp_path / "there.jsonl").read_text() == "mine"
     assert not (tmp_path / "new.jsonl").exists()
+    assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "full").iterdir())
+
+
+def test_an_export_keeps_integers_beyond_64_bits(recipe: Path, tmp_path: Path, capsys: Caught) -> None:
+    serial = 12345678901234567890121
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({**line, "serial": serial}) + "\n" for line in chats(3)))
+    figures(capsys, "data", "build", recipe, "--out", "table")
+    figures(capsys, "data", "export", "table", "--to", "messages", "--out", "b.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert [line["serial"] for line in lines] == [serial] * 3
 
 
 def test_help_loads_no_heavy_library() -> None:

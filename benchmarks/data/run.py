@@ -84,7 +84,8 @@ def main() -> int:
         "figures": bench.figures,
         "details": details(bench),
     }
-    options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(result, indent=1, sort_keys=True).replace(str(work), "WORK").replace(str(files), "FILES")
+    options.out.write_text(text + "\n", encoding="utf-8")
     lines = rows_of(bench)
     print("\n".join([table(HEADER, lines), *details(bench)]))
     print(f"written: {options.out}")

@@ -25,7 +25,7 @@ def data_parser(verbs: Any) -> None:
         "luthier data build recipes/assistant.yaml --set data.sources.finetome.path=finetome.jsonl",
     )
     add_recipe(verb)
-    verb.add_argument("--out", type=Path, help="a new folder, or the table to bring up to date (default: tables/NAME)")
+    verb.add_argument("--out", type=Path, help="a new folder, or one that is already up to date (default: tables/NAME)")
     verb.add_argument("--cache", type=Path, help="where finished stages are kept (default: $LUTHIER_CACHE, or yours)")
     verb = add_verb(
         words, "show", _show, "a table, and some of its rows", "luthier data show tables/assistant --rows 5"

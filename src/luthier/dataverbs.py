@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import textwrap
 from collections import Counter
@@ -18,7 +19,7 @@ from luthier.data.table import iter_rows, read_manifest
 from luthier.errors import ExistsError, RequestError
 from luthier.files import write_atomically
 from luthier.recipefile import load_recipe, stage_recipes
-from luthier.schema import Row
+from luthier.schema import Row, canonical
 
 
 def build(
@@ -58,7 +59,10 @@ def show(folder: Path, name: str = "", where: dict[str, str] | None = None, limi
     """What a table is made of, and some of its rows; `name` shows one row by id or origin."""
     from luthier.data.building.lookup import find_rows
 
+    if limit < 1:
+        raise RequestError(f"--rows {limit}: no row would be shown", "give at least 1")
     manifest = read_manifest(folder)
+    _check_there(folder, manifest, where or {})
     if not name:
         lines = [
             [
@@ -87,6 +91,16 @@ def show(folder: Path, name: str = "", where: dict[str, str] | None = None, limi
     if name and not shown:
         raise RequestError(f"{folder}: no row {name!r}", "luthier data why also knows rows that were left out")
     return {"rows": manifest["rows"], "splits": manifest["splits"], "sources": manifest["sources"], "shown": shown}
+
+
+def _check_there(folder: Path, manifest: dict[str, Any], where: dict[str, str]) -> None:
+    """Raises RequestError for a split or a source that the table does not have."""
+    for kind, name in where.items():
+        there = list(manifest[f"{kind}s"])
+        if name not in there:
+            close = difflib.get_close_matches(name, there, 1)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise RequestError(f"{folder} has no {kind} {name!r}", f"{guess}there are {', '.join(there) or 'none'}")
 
 
 def row_text(row: Row, most: int = 400) -> str:
@@ -140,24 +154,53 @@ def export(folder: Path, name: str, out: Path, split: str = "") -> dict[str, Any
     if out.exists():
         raise ExistsError(f"{out}: exists already", "name another file")
     losses, written = Counter[str](), 0
-    media = out.parent / "media"
-    rows = (item.row for item in iter_rows(folder, {"split": split} if split else None))
-    with write_atomically(out) as stream:
-        for record in run_export(_with_media(rows, folder, media), name, losses):
-            stream.write(orjson.dumps(record) + b"\n")
-            written += 1
+    where = {"split": split} if split else {}
+    _check_there(folder, read_manifest(folder), where)
+    rows = (item.row for item in iter_rows(folder, where))
+    copied: list[Path] = []
+    folders = [place for place in (out.parent / "media", *out.parents) if not place.exists()]
+    try:
+        with write_atomically(out) as stream:
+            for record in run_export(_with_media(rows, folder, out.parent / "media", copied), name, losses):
+                stream.write(_line(record))
+                written += 1
+            if not written:
+                lost = ", ".join(f"{what} ({count:,})" for what, count in losses.most_common(3))
+                raise RequestError(
+                    f"{folder}: no row can be written as {name}: {lost or 'no rows'}", "name another format"
+                )
+    except BaseException:
+        _take_back(copied, folders)
+        raise
     tell(f"{written:,} rows written to {out}")
     for what, count in losses.most_common():
         tell(f"  lost: {what} ({count:,})")
     return {"file": str(out), "rows": written, "losses": dict(losses)}
 
 
-def _with_media(rows: Any, folder: Path, media: Path) -> Any:
-    """Pass rows through, copying the media that they refer to beside the exported file."""
+def _line(record: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(record) + b"\n"
+    except TypeError:
+        return canonical(record).encode() + b"\n"  # integers beyond 64 bits
+
+
+def _take_back(copied: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Remove the media that an export copied, and the folders that it made, where these are empty."""
+    for path in copied:
+        path.unlink(missing_ok=True)
+    for place in folders:
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+
+
+def _with_media(rows: Any, folder: Path, media: Path, copied: list[Path]) -> Any:
+    """Pass rows through, copying the media that they refer to beside the exported file; `copied` lists the copies."""
     for row in progress(rows, "exporting"):
         for reference in row.media:
             name = reference.removeprefix("sha256:")
             if not (media / name).exists():
                 media.mkdir(parents=True, exist_ok=True)
+                copied.append(media / name)
                 shutil.copyfile(folder / "media" / name, media / name)
         yield row

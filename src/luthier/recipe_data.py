@@ -5,6 +5,8 @@ The string below a field is its documentation.
 
 from __future__ import annotations
 
+import difflib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,26 @@ FORMATS = (
     "text",
     "image_caption",
 )
+COLUMN_ROLES = (
+    "messages",
+    "prompt",
+    "completion",
+    "system",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "text",
+    "image",
+    "audio",
+    "video",
+    "label",
+    "group",
+    "id",
+    "tools",
+    "grade",
+)
+"""What a source's `columns` may name; the formats read no other."""
 
 
 @dataclass
@@ -165,6 +187,7 @@ def data_problems(data: DataConfig, kind_of_task: str) -> list[str]:
             for name in names
             if name not in data.sources
         ]
+        found += [f"data.{kind}: {name!r} is there twice" for name, count in Counter(names).items() if count > 1]
     found += [f"data.train and data.test: {name!r} is in both" for name in data.train if name in data.test]
     found += [
         f"data.sources.{name}: neither hub nor path is given"
@@ -177,7 +200,7 @@ def data_problems(data: DataConfig, kind_of_task: str) -> list[str]:
         found.append("data.test_fraction: must be in 0..0.9 and leave rows to train on beside validation_fraction")
     for name, source in data.sources.items():
         found += _source_problems(f"data.sources.{name}", source)
-    return found + _duplicates_problems(data) + _mix_problems(data)
+    return found + _limits_problems(data.limits) + _duplicates_problems(data) + _mix_problems(data)
 
 
 def _source_problems(where: str, source: Source) -> list[str]:
@@ -191,6 +214,26 @@ def _source_problems(where: str, source: Source) -> list[str]:
             found.append(f"{where}.{name}: must not be below 0")
     if source.epochs <= 0:
         found.append(f"{where}.epochs: must be above 0")
+    if source.streaming and source.path:
+        found.append(
+            f"{where}.streaming: only a hub table streams, and path is read in place of the hub (leave one out)"
+        )
+    for role in source.columns:
+        if role not in COLUMN_ROLES:
+            close = difflib.get_close_matches(str(role), COLUMN_ROLES, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(COLUMN_ROLES)}"
+            found.append(f"{where}.columns.{role}: unknown role ({meant})")
+    return found
+
+
+def _limits_problems(limits: Limits) -> list[str]:
+    found = []
+    if limits.maximum_pixels < 1:
+        found.append("data.limits.maximum_pixels: must be at least 1")
+    if limits.minimum_seconds > limits.maximum_seconds:
+        found.append(
+            f"data.limits.minimum_seconds: {limits.minimum_seconds} is above maximum_seconds ({limits.maximum_seconds})"
+        )
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
+from luthier.data import exactjson
 from luthier.data.alike.contentkey import folded
 from luthier.schema import NO_TARGET, Message, Part, Provenance, Row, Target, canonical
 
@@ -142,7 +143,7 @@ def texts(messages: pa.LargeStringArray) -> list[str]:
 
 def to_messages(text: str | bytes) -> tuple[Message, ...]:
     """Messages from their JSON."""
-    return tuple(Message.from_json(message) for message in orjson.loads(text))
+    return tuple(Message.from_json(message) for message in exactjson.loads(text))
 
 
 def from_record(record: Mapping[str, Any]) -> TableRow:

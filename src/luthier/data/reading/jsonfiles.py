@@ -1,7 +1,8 @@
 """Reads JSON lines and JSON lists; every line that is not one sound object is named with its reason.
 
 Knows JSON and its traps (two objects on a line, keys given twice, NaN); refuses to know what the objects mean.
-orjson reads a line; only one that it refuses, or that may hold a key twice, is read again with care.
+orjson reads a line; only one that it refuses, that may hold a key twice, or whose integers it may have made floats,
+is read again with care.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from luthier.data import exactjson
 from luthier.data.reading.lines import Broken, Malformed, Record, numbered_lines, opened, text_of
 from luthier.data.reading.sniff import Shape, wide_encoding
 
@@ -45,7 +47,8 @@ def json_lines(path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]
             yield number, Broken("not_an_object", f"line {number}: {_kind(row)} in place of an object")
             continue
         # orjson keeps the last of two equal keys without a word. A line that is spelled as orjson would spell it
-        # has none; for any other the quotes are counted: there are two for each key and each text.
+        # has none, and no integer that became a float. For any other the quotes are counted (there are two for each
+        # key and each text), and large floats are looked for.
         try:
             if misses < _TRIES:
                 if dumps(row) == line.rstrip():
@@ -54,7 +57,9 @@ def json_lines(path: Path, shape: Shape) -> Iterator[tuple[int, Record | Broken]
                     continue
                 misses += 1
             doubled = _doubled(line) if _quotes(row) != line.count(b'"') else None
-        except (orjson.JSONEncodeError, RecursionError):
+            if exactjson.may_be_inexact(row):
+                row = exactjson.again(line)
+        except (orjson.JSONEncodeError, orjson.JSONDecodeError, RecursionError):
             yield number, Broken("too_deep", f"line {number}: nested more than {_DEPTH} levels deep")
             continue
         if doubled is not None:
@@ -143,7 +148,7 @@ def _whole(path: Path, shape: Shape) -> Any:
         data = data.decode(encoding).encode() if encoding else data.removeprefix(codecs.BOM_UTF8)
         value = orjson.loads(data)
         if not isinstance(value, dict | list) or _quotes(value) == data.count(b'"'):
-            return value
+            return exactjson.again(data) if exactjson.may_be_inexact(value) else value
     except orjson.JSONDecodeError:
         pass  # the careful reading below says why, or finds that only some elements are broken
     except UnicodeError as error:

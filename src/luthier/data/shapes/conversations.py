@@ -7,13 +7,11 @@ the same rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
+from luthier.data import exactjson
 from luthier.data.building.context import Adapter, Context, Record
 from luthier.data.shapes import parts
 from luthier.data.shapes.parts import (
@@ -165,7 +163,7 @@ def find_turns(record: Record, columns: Sequence[str]) -> tuple[str, list[Any]]:
         value = record.get(column)
         if isinstance(value, str) and value.lstrip()[:1] == "[":
             try:
-                value = orjson.loads(value)
+                value = exactjson.loads(value)
             except ValueError as error:
                 raise Unusable("no_messages", f"{column} is no list and no JSON of one: {error}") from error
         if isinstance(value, list | tuple) and value:
@@ -222,21 +220,19 @@ def bare_calls(message: Message) -> list[dict[str, Any]]:
     """The `{name, arguments}` of an assistant's turn that is calls of tools and nothing else, or nothing."""
     if message.role != "assistant" or message.content or not message.more:
         return []
-    more = orjson.loads(message.more)
+    more = exactjson.loads(message.more)
     calls = more.get("tool_calls")
     if len(more) != 1 or not isinstance(calls, list):
         return []
-    bare = [call.get("function") for call in calls if isinstance(call, dict)]
+    bare: list[Any] = [call.get("function") for call in calls if isinstance(call, dict)]
     fits = all(_is_call(function) for function in bare) and calls == [_wrapped(function) for function in bare]
-    # A second reading, for orjson makes floats of integers beyond 64 bits.
-    return [call["function"] for call in json.loads(message.more)["tool_calls"]] if fits else []
+    return bare if fits else []
 
 
 def _calls(text: str) -> list[dict[str, Any]]:
     """The tool calls that a text of JSON holds, or nothing where it is anything else: then it stays a text."""
     try:
-        orjson.loads(text)  # is strict about depth, NaN and lone surrogates, but spoils integers beyond 64 bits
-        value = json.loads(text)
+        value = exactjson.loads(text)
     except ValueError:
         return []
     functions = value if isinstance(value, list) else [value]

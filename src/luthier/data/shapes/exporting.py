@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-import orjson
-
+from luthier.data import exactjson
 from luthier.data.building.context import Record
 from luthier.data.shapes.conversations import MESSAGES, ROLES, SHAREGPT, bare_calls, own_name
 from luthier.data.shapes.pairs import QUESTIONS
@@ -46,7 +45,7 @@ def export_rows(rows: Iterable[Row], name: str, losses: Losses) -> Iterator[Reco
         lost = Counter[str]()
         if row.target != NO_TARGET and not (name == "image_caption" and row.target == Target(choice=row.target.choice)):
             lost["target"] += 1
-        more = orjson.loads(row.more) if row.more else {}
+        more = exactjson.loads(row.more) if row.more else {}
         try:
             if not row.messages:
                 raise Skip("no messages")
@@ -84,7 +83,7 @@ def _sharegpt_turn(message: Message, name: str, lost: Losses) -> Record:
     if calls and name == "function_call":
         called = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
         return {"from": name, "value": json.dumps(called[0] if len(called) == 1 else called, ensure_ascii=False)}
-    extra = orjson.loads(message.more) if message.more else {}
+    extra = exactjson.loads(message.more) if message.more else {}
     if not message.content and extra.get("tool_calls"):
         return {**extra, "from": name, "value": None}
     return {**extra, "from": name, "value": _tokens(message, lost)}
@@ -222,7 +221,7 @@ def _chat(row: Row, more: Record, write: Callable[[Part], Record], typed: bool =
     known = isinstance(more.get("roles"), list) and all(name in _OPENAI_ROLES for name in more["roles"])
     names = _names(row.messages, more if known else {}, MESSAGES)
     for message, name in zip(row.messages, names, strict=True):
-        extra = orjson.loads(message.more) if message.more else {}
+        extra = exactjson.loads(message.more) if message.more else {}
         content: Any = [write(part) for part in message.content]
         single = len(content) == 1 and message.content[0].text is not None
         if single and not typed and not TOKEN.search(message.content[0].text or ""):
@@ -284,4 +283,4 @@ def _with_media(record: Record, messages: Sequence[Message]) -> Record:
 
 def _count_extra(message: Message, lost: Losses) -> None:
     if message.more:
-        lost.update("tool_calls" if key == "tool_calls" else f"a turn's {key}" for key in orjson.loads(message.more))
+        lost.update("tool_calls" if key == "tool_calls" else f"a turn's {key}" for key in exactjson.loads(message.more))

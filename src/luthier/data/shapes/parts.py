@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from luthier.data import media
+from luthier.data import exactjson, media
 from luthier.data.building.context import Context, Record
 from luthier.data.pictures import REASONS as PICTURE_REASONS
 from luthier.data.pictures import check_picture
@@ -272,7 +272,7 @@ def _has_nan(value: Any) -> bool:
 def _cells(value: Any) -> list[Any]:
     if isinstance(value, str) and value.startswith("["):
         try:
-            value = orjson.loads(value)
+            value = exactjson.loads(value)
         except ValueError:
             return [value]
     if isinstance(value, list | tuple):
