@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import orjson
 
+from luthier import recipe_data
 from luthier.data.building.context import Adapter, Context, Record
 from luthier.data.shapes import pairs
 from luthier.data.shapes.conversations import LISTS, TURNS
@@ -22,16 +23,7 @@ from luthier.errors import DataError, RequestError
 from luthier.recipe_data import Columns
 from luthier.schema import Row
 
-FORMATS = (
-    "graded",
-    "sharegpt",
-    "messages",
-    "ultrachat",
-    "alpaca",
-    "prompt_completion",
-    "text",
-    "image_caption",
-)
+FORMATS = tuple(name for name in recipe_data.FORMATS if name != "auto")
 EXPORTS = tuple(WRITERS)
 REASONS = tuple(dict.fromkeys(pairs.REASONS))
 """Why a record of any format but graded makes no row; pictures add their own words."""
