@@ -45,7 +45,7 @@ def build(
         "rows": built.manifest["rows"],
         "splits": built.manifest["splits"],
         "sources": {name: counts.to_json() for name, counts in built.ledger.counts.items()},
-        "duplicates": built.manifest["duplicates"]["found"],
+        "duplicates": {k: v for k, v in built.manifest["duplicates"]["found"].items() if k != "sibling_pairs"},
         "mix": built.manifest["mix"],
         "digest": built.manifest["digest"],
     }

@@ -27,7 +27,7 @@ from luthier.data.building.stagecache import StageCache, stage_key
 
 HOWS = ("", "exact", "near", "semantic", "image", "audio")
 _FILE, _SUMMARY = "decisions.arrow", "summary.json"
-SHOWN = 20
+SHOWN, _CUT = 20, 400
 """Pairs of siblings that the manifest shows."""
 
 
@@ -95,7 +95,8 @@ def _look(stages: Sequence[Stage], request: TableRequest) -> Decisions:
             conflicts += found.refused
             counted += found.sibling_count
             notes += found.notes
-            shown += [rows.texts_of(order[list(pair)]) for pair in found.siblings[: SHOWN - len(shown)]]
+            for pair in found.siblings[: SHOWN - len(shown)]:
+                shown.append([text[:_CUT] for text in rows.texts_of(order[list(pair)])])
     if counted:
         notes.append(f"{counted:,} pairs of rows are equal but for names and numbers: not merged")
     if conflicts:
