@@ -9,10 +9,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier import recipe as options
+from luthier import recipe_model, recipe_train
 from luthier.errors import RecipeError, RequestError
-from luthier.recipe import EvaluateConfig, Recipe, TrainConfig
+from luthier.recipe import EvaluateConfig, Recipe, TaskConfig
 from luthier.recipe_data import Source
+from luthier.recipe_train import TrainConfig
 from luthier.recipedocs import field_docs, reference
 from luthier.recipefile import digest, load_recipe, resolve, stage_recipes, to_tree, to_yaml
 
@@ -282,10 +283,10 @@ def test_no_yaml_whatsoever_gets_past_as_anything_but_a_request_error(write: Any
 
 
 def test_every_option_of_every_section_that_needs_words_has_them() -> None:
-    assert "hub id" in field_docs(options.ModelConfig)["base"]
-    assert field_docs(options.TrainConfig)["batch_size"].startswith("Rows in one optimizer step")
-    assert "epochs" not in field_docs(options.TrainConfig)
-    for section in (options.TaskConfig, Source, options.LearnedTokens):
+    assert "hub id" in field_docs(recipe_model.ModelConfig)["base"]
+    assert field_docs(recipe_train.TrainConfig)["batch_size"].startswith("Rows in one optimizer step")
+    assert "epochs" not in field_docs(recipe_train.TrainConfig)
+    for section in (TaskConfig, Source, recipe_model.LearnedTokens):
         assert all(text.endswith(".") for text in field_docs(section).values())
     keys = "name vars seed model data task train stages evaluate track publish"
     assert set(to_tree(Recipe())) >= set(keys.split())

@@ -2,11 +2,13 @@
 
 A file is written beside its place, flushed to the disk and renamed; a folder is filled under a temporary
 name, given a manifest with the sha256 of every file (written last), and renamed. A reader therefore sees
-the old thing or the new thing, never half of one.
+the old thing or the new thing, never half of one, after a kill and after a power cut alike: whatever a rename
+makes visible was pushed to the disk before it, and the rename itself after it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -60,7 +62,7 @@ def write_atomically(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose bytes become `path` when the block ends well, and leave nothing behind when it does not."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent, durable)
         with temporary.open("wb") as stream:
             yield stream
             if durable:
@@ -68,7 +70,7 @@ def write_atomically(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
                 os.fsync(stream.fileno())
         temporary.replace(path)
         if durable:
-            _sync_folder(path.parent)
+            _sync(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:
@@ -107,11 +109,25 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one line and push it to the disk; a torn last line is what `read_jsonl` forgives."""
+    """Append one line and push it to the disk, or leave the file as it was.
+
+    A kill may still tear the last line; `read_jsonl` forgives that.
+    """
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        _make_folder(path.parent)
+        fresh = not path.exists()
+        with path.open("ab", buffering=0) as stream:  # a buffer would be written again on closing
+            before = stream.tell()
+            try:
+                if stream.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(stream.fileno())
+            except OSError:
+                os.ftruncate(stream.fileno(), before)
+                raise
+        if fresh:
+            _sync(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
 
@@ -143,20 +159,13 @@ def atomic_folder(path: Path, about: dict[str, Any], manifest: str = MANIFEST, d
         raise ExistsError(f"{path} exists already", "name another folder")
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        temporary.mkdir(parents=True)
+        _make_folder(path.parent, durable)
+        temporary.mkdir()
         yield temporary
-        files = sorted(item for item in temporary.rglob("*") if item.is_file())
-        kind = "sha256" if durable else "xxh3"
-        for item in files if durable else ():
-            with item.open("rb") as stream:
-                os.fsync(stream.fileno())
-        digests = {
-            str(item.relative_to(temporary)): {kind: _DIGESTS[kind](item), "size": item.stat().st_size}
-            for item in files
-        }
-        write_json(temporary / manifest, {**about, "files": digests})
+        _seal(temporary, about, manifest, durable)
         temporary.rename(path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
     except Exception as error:
@@ -170,8 +179,32 @@ def atomic_folder(path: Path, about: dict[str, Any], manifest: str = MANIFEST, d
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def verify_folder(path: Path, name: str = MANIFEST) -> str | None:
-    """Compare a sealed folder with its manifest. None when every byte is there, else what is wrong."""
+def _seal(folder: Path, about: dict[str, Any], name: str, durable: bool) -> None:
+    """Digests of what was written, the files pushed to the disk, and only then the manifest, which is the seal."""
+    found = sorted(folder.rglob("*"))
+    files = [item for item in found if item.is_file()]
+    kind = "sha256" if durable else "xxh3"
+    digests = {
+        str(item.relative_to(folder)): {kind: _DIGESTS[kind](item), "size": item.stat().st_size} for item in files
+    }
+    inner = [item for item in reversed(found) if item.is_dir()]
+    for item in (*files, *inner) if durable else ():
+        _sync(item)
+    with (folder / name).open("wb") as stream:
+        stream.write(json_text({**about, "files": digests}).encode())
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
+    if durable:
+        _sync(folder)
+
+
+def verify_folder(path: Path, name: str = MANIFEST, from_disk: bool = False) -> str | None:
+    """Compare a sealed folder with its manifest. None when every byte is there, else what is wrong.
+
+    `from_disk` asks the system to drop its copy in memory first, so that the disk itself is read (Linux). A disk
+    that cannot read a file back is an answer too; any other trouble with reading raises DiskError.
+    """
     manifest = path / name
     if not manifest.is_file():
         return f"{name} is missing"
@@ -186,9 +219,43 @@ def verify_folder(path: Path, name: str = MANIFEST) -> str | None:
         item = path / file
         if not item.is_file():
             return f"{file} is missing"
-        if item.stat().st_size != size or digest_of(item) != digest:
-            return f"{file} is not what was written"
+        try:
+            if from_disk:
+                _forget(item)
+            if item.stat().st_size != size or digest_of(item) != digest:
+                return f"{file} is not what was written"
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return f"{file} cannot be read back: {error.strerror}"
+            raise DiskError(f"{item}: could not be read: {error.strerror}", "look at who may read it") from error
     return None
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a sealed folder so that nobody meets half of it: it loses its name first, then its files.
+
+    What a kill leaves of it bears a temporary name, for `remove_leftovers`.
+    """
+    doomed = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        path.rename(doomed)
+        _sync(path.parent)
+    except OSError as error:
+        raise _disk_error(path, error, "removed") from error
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def move_folder(path: Path, place: Path) -> None:
+    """Move a folder durably; what was at `place` is removed."""
+    try:
+        _make_folder(place.parent)
+        if place.exists():
+            remove_folder(place)
+        path.rename(place)
+        _sync(place.parent)
+        _sync(path.parent)
+    except OSError as error:
+        raise _disk_error(path, error, "moved") from error
 
 
 def remove_leftovers(folder: Path, name: str = "", seconds: float = 0.0) -> None:
@@ -203,19 +270,48 @@ def remove_leftovers(folder: Path, name: str = "", seconds: float = 0.0) -> None
         if item.is_dir():
             shutil.rmtree(item, ignore_errors=True)
         else:
-            item.unlink(missing_ok=True)
+            with suppress(OSError):
+                item.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def free_bytes(folder: Path) -> int:
+    """Bytes that can still be written where `folder` is or will be made."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def _make_folder(folder: Path, durable: bool = True) -> None:
+    """Make a folder and the missing ones above it, each pushed to the disk as an entry of the one above."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True)
+        if durable:
+            _sync(place.parent)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+
+
+def _sync(path: Path) -> None:
+    """Push a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _disk_error(path: Path, error: OSError) -> DiskError:
+def _forget(path: Path) -> None:
+    """Drop the system's copy of a file that is on the disk already."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def _disk_error(path: Path, error: OSError, done: str = "written") -> DiskError:
     return DiskError(
-        f"{path}: could not be written: {error.strerror or error}",
+        f"{path}: could not be {done}: {error.strerror or error}",
         "free some space or choose a folder that can be written; nothing half-written is left",
     )

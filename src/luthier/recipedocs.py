@@ -34,7 +34,7 @@ def reference() -> str:
     lines = [
         "# Every key of a recipe",
         "",
-        "Made by `make docs` from `src/luthier/recipe.py` and its `recipe_data.py`.",
+        "Made by `make docs` from `src/luthier/recipe.py` and its `recipe_*.py`.",
         "",
     ]
     lines += ["| key | default | meaning |", "|---|---|---|"]

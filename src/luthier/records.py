@@ -17,7 +17,7 @@ class StepRecord:
     grad_norm: float
     tokens: int
     seconds: float
-    validation_log_loss: float | None = None
+    validation_loss: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}

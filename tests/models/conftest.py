@@ -18,7 +18,8 @@ from luthier.models.features import FeatureStore
 from luthier.models.load import Base, load_base
 from luthier.models.package import Package
 from luthier.models.verdict import StepWeights, VerdictModel, grade_levels
-from luthier.recipe import ModelConfig, Recipe
+from luthier.recipe import Recipe
+from luthier.recipe_model import ModelConfig
 from luthier.schema import Message, Part, Provenance, Row, Target
 from luthier.stages.prepare import build_model
 

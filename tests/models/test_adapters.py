@@ -16,7 +16,7 @@ from luthier.errors import CheckpointError, RequestError
 from luthier.models import adapters
 from luthier.models.load import load_base
 from luthier.models.verdict import VerdictModel
-from luthier.recipe import ModelConfig
+from luthier.recipe_model import ModelConfig
 
 MAKES: dict[str, dict[str, Any]] = {
     "lora": {},

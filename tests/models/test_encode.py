@@ -12,7 +12,7 @@ from luthier.models.encode import PromptEncoder, encode_rows
 from luthier.models.load import load_base
 from luthier.models.tokens import add_learned_tokens
 from luthier.models.toy_tokenizer import SPECIAL_TOKENS
-from luthier.recipe import LearnedTokens, ModelConfig
+from luthier.recipe_model import LearnedTokens, ModelConfig
 from luthier.schema import Message, Part, Provenance, Row, Target
 
 INSTRUCTION = "Listen. Does it pass? Answer 1 or 0."

@@ -12,7 +12,7 @@ import torch
 from luthier.models.families import SOUND_QUANTUM
 from luthier.models.features import FeatureStore
 from luthier.models.load import Base, load_base
-from luthier.recipe import ModelConfig
+from luthier.recipe_model import ModelConfig
 
 REFERENCES = [f"sha256:{i}" for i in range(4)]
 

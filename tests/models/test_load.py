@@ -15,7 +15,7 @@ from luthier.errors import RequestError, SourceError
 from luthier.models.families import PHI4_MULTIMODAL, family_of, parameters_digest
 from luthier.models.load import _adapter_folder, load_base
 from luthier.models.toys import build_toy, write_toy
-from luthier.recipe import ModelConfig
+from luthier.recipe_model import ModelConfig
 
 TOY = "toy:phi4-multimodal"
 WEIGHTS = "speech-lora/adapter_model.safetensors"

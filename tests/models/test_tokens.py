@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from luthier.errors import RequestError
 from luthier.models.load import Base, load_base
 from luthier.models.tokens import add_learned_tokens, answer_ids, initialise_learned_tokens, soft_prompt_names
-from luthier.recipe import LearnedTokens, ModelConfig
+from luthier.recipe_model import LearnedTokens, ModelConfig
 
 SETTINGS = LearnedTokens(soft_prompt=4)
 

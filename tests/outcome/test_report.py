@@ -102,7 +102,7 @@ def write_stage(run: Path, name: str, count: int, skill: float) -> None:
                 "grad_norm": 1.0,
                 "tokens": 900,
                 "seconds": 0.5,
-                **({"validation_log_loss": 0.35 + 0.2 * float(np.exp(-step / 40))} if step % 40 == 0 else {}),
+                **({"validation_loss": 0.35 + 0.2 * float(np.exp(-step / 40))} if step % 40 == 0 else {}),
             }
             for step in range(1, 201)
         ],

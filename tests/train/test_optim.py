@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from luthier.recipe import TrainConfig
+from luthier.recipe_train import TrainConfig
 from luthier.train.optim import make_optimizer, schedule_factor, set_rates
 from luthier.train.plan import Plan, make_plan
 from support.jobs import make_job, recipe

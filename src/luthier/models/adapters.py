@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.errors import CheckpointError, RequestError
 from luthier.models.load import Base
-from luthier.recipe import ModelConfig
+from luthier.recipe_model import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -14,7 +14,9 @@ import torch
 
 from luthier.models.encode import Example
 from luthier.models.features import FeatureStore
+from luthier.models.feeds import Feed
 from luthier.models.losses import total_weight
+from luthier.recipe_train import TrainConfig
 
 _WINDOW = 16
 """Batches' worth of shuffled rows that are sorted by length together."""
@@ -22,10 +24,8 @@ _WINDOW = 16
 
 @dataclass(frozen=True)
 class Micro:
-    """One forward pass: which examples, the pairs to rank among them, and which optimizer step it belongs to."""
+    """One forward pass: which examples, and the pairs to rank among them."""
 
-    step: int
-    epoch: int
     rows: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...] = ()
 
@@ -56,7 +56,7 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """What this batch adds to the weight of its step."""
+        """What this batch adds to the weight of its step; on the host, as collate made it there."""
         return total_weight(len(self.ids), self.weight_B)
 
     @property
@@ -98,29 +98,19 @@ def ranking_pairs(rows: Sequence[int], examples: Sequence[Example], pass_mark: f
 
 
 def plan_micros(
-    examples: Sequence[Example],
-    *,
-    batch_size: int,
-    micro_batch_size: int,
-    epochs: int,
-    seed: int,
-    pass_mark: float | None = None,
+    rows: Sequence[int], examples: Sequence[Example], micro_batch_size: int, pass_mark: float | None = None
 ) -> list[Micro]:
-    """All forward passes of a run in order. With `pass_mark`, pairs are planned and never split.
+    """The forward passes of one optimizer step. With `pass_mark`, pairs are planned and never split.
 
     Pairs belong to the optimizer step, not to the micro-batch: the loss is the same however rows are accumulated.
     """
-    lengths = [len(example.ids) for example in examples]
-    found, step = [], 0
-    for epoch in range(epochs):
-        for rows in epoch_order(lengths, batch_size, seed, epoch):
-            step += 1
-            pairs = ranking_pairs(rows, examples, pass_mark) if pass_mark is not None else []
-            paired = {row for pair in pairs for row in pair}
-            units = [list(pair) for pair in pairs] + [[row] for row in rows if row not in paired]
-            for unit_rows in _pack(units, micro_batch_size):
-                own = tuple((unit_rows.index(a), unit_rows.index(b)) for a, b in pairs if a in unit_rows)
-                found.append(Micro(step, epoch, tuple(unit_rows), own))
+    pairs = ranking_pairs(rows, examples, pass_mark) if pass_mark is not None else []
+    paired = {row for pair in pairs for row in pair}
+    units = [list(pair) for pair in pairs] + [[row] for row in rows if row not in paired]
+    found = []
+    for unit_rows in _pack(units, micro_batch_size):
+        own = tuple((unit_rows.index(a), unit_rows.index(b)) for a, b in pairs if a in unit_rows)
+        found.append(Micro(tuple(unit_rows), own))
     return found
 
 
@@ -167,22 +157,37 @@ def collate(
     )
 
 
-class _MicroDataset(torch.utils.data.Dataset[Batch]):
-    def __init__(self, micros: Sequence[Micro], examples: Sequence[Example], store: FeatureStore, pad_id: int) -> None:
-        self.micros, self.examples, self.store, self.pad_id = micros, examples, store, pad_id
+class VerdictFeed(Feed):
+    """The optimizer steps of a verdict training: graded rows with their sound."""
 
-    def __len__(self) -> int:
-        return len(self.micros)
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        store: FeatureStore,
+        pad_id: int,
+        train: TrainConfig,
+        seed: int,
+        pass_mark: float | None = None,
+    ) -> None:
+        self.examples, self.store, self.pad_id, self.train, self.seed = examples, store, pad_id, train, seed
+        self.pass_mark = pass_mark
+        self.steps_per_epoch = -(-len(examples) // train.batch_size)
+        self._epochs: dict[int, list[list[int]]] = {}
 
-    def __getitem__(self, index: int) -> Batch:
-        micro = self.micros[index]
-        return collate([self.examples[row] for row in micro.rows], self.store, self.pad_id, micro.pairs)
+    def rows(self, step: int) -> list[int]:
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        if epoch not in self._epochs:
+            lengths = [len(example.ids) for example in self.examples]
+            self._epochs = {epoch: epoch_order(lengths, self.train.batch_size, self.seed, epoch)}
+        return self._epochs[epoch][place]
 
-
-def batches(
-    micros: Sequence[Micro], examples: Sequence[Example], store: FeatureStore, pad_id: int, workers: int = 0
-) -> Iterator[Batch]:
-    """The batches of `micros` in order; the same with any number of worker processes."""
-    dataset = _MicroDataset(micros, examples, store, pad_id)
-    loader: Any = torch.utils.data.DataLoader(dataset, batch_size=None, shuffle=False, num_workers=workers)
-    yield from loader
+    def batches(self, step: int, halvings: int = 0) -> list[Batch]:
+        smallest = 1 if self.pass_mark is None else 2  # a pair is never split
+        size = max(smallest, self.train.micro_batch_size >> halvings)
+        if halvings and self.train.micro_batch_size >> (halvings - 1) <= smallest:
+            return []
+        micros = plan_micros(self.rows(step), self.examples, size, self.pass_mark)
+        return [
+            collate([self.examples[row] for row in micro.rows], self.store, self.pad_id, micro.pairs)
+            for micro in micros
+        ]

@@ -13,7 +13,8 @@ from typing import Any
 
 from luthier.models.load import Base
 from luthier.models.tokens import soft_prompt_names
-from luthier.recipe import LearnedTokens, Recipe
+from luthier.recipe import Recipe
+from luthier.recipe_model import LearnedTokens
 from luthier.schema import Row
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from luthier.errors import RequestError, SourceError
 from luthier.files import sha256_bytes, sha256_file
 from luthier.models.families import FAMILIES, PHI4_MULTIMODAL, Family, family_of, parameters_digest
-from luthier.recipe import ModelConfig
+from luthier.recipe_model import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

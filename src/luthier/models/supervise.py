@@ -35,6 +35,8 @@ class Rendered:
     """The learned places of `text`, in characters (start, end), in order."""
     proof: Proof
     """How the beginnings of the answers are known: the template's marks, equal token ids, or characters."""
+    answers: tuple[tuple[int, int], ...] = ()
+    """The learned places in tokens (begin, end), one an assistant's turn that has any, stop token included."""
     unstopped: int = 0
     """Assistant turns that no stop token ends: a model that learns from them does not learn to stop."""
 
@@ -190,8 +192,9 @@ class _Masker:
         mask = [False] * len(self.ids)
         for begin, end in spans:
             mask[begin:end] = [True] * (end - begin)
-        learned = tuple((self.starts[begin], self.ends[end - 1]) for begin, end in spans if end > begin)
-        return Rendered(self.text, tuple(self.ids), tuple(mask), learned, proof, unstopped)
+        answered = tuple((begin, end) for begin, end in spans if end > begin)
+        learned = tuple((self.starts[begin], self.ends[end - 1]) for begin, end in answered)
+        return Rendered(self.text, tuple(self.ids), tuple(mask), learned, proof, answered, unstopped)
 
     def _begins(self, asked: list[list[int]]) -> tuple[list[int], Proof]:
         """First token of every answer: after the prompt's ids where they are equal, else by characters."""

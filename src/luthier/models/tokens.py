@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from luthier.errors import RequestError
-from luthier.recipe import LearnedTokens
+from luthier.recipe_model import LearnedTokens
 
 _MEANING = ("pass", "fail", "score", "grade")
 """Words whose mean embedding is where a new token begins."""

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from safetensors.torch import load_file, save_file
+
+from luthier.errors import CheckpointError
+from luthier.models import adapters
 from luthier.models.adapters import bare
 from luthier.models.batches import Batch
 from luthier.models.families import Family
+from luthier.models.learner import Learner, StepWeights
 from luthier.models.losses import (
     Loss,
     answer_mass,
@@ -28,6 +35,8 @@ from luthier.models.losses import (
 )
 from luthier.recipe import Scale, TaskConfig
 
+HEAD = "verdict_head.safetensors"
+
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -37,14 +46,6 @@ class Verdicts:
     p_panel_B: torch.Tensor | None = None
     p_rater_B: torch.Tensor | None = None
     grade_mean_B: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class StepWeights:
-    """What the sums of one optimizer step are divided by, over all of its micro-batches."""
-
-    rows: float
-    pairs: float
 
 
 class VerdictHead(nn.Module):
@@ -79,7 +80,7 @@ class VerdictHead(nn.Module):
                 self.gaps.copy_(torch.log(torch.expm1(gaps)))
 
 
-class VerdictModel(nn.Module):
+class VerdictModel(Learner):
     """A language model that hears, and the read-out of its verdict."""
 
     def __init__(self, language_model: Any, family: Family, task: TaskConfig, answers: dict[str, int]) -> None:
@@ -125,6 +126,30 @@ class VerdictModel(nn.Module):
             logits = state.float() @ rows.T
             return logits[:, 0] - logits[:, 1], state
 
+    def step_weights(self, group: Sequence[Batch]) -> StepWeights:
+        """The rows of a step, each counted as it weighs, and its pairs."""
+        return StepWeights(sum(batch.weight for batch in group), float(sum(len(batch.pairs) for batch in group)))
+
+    def save(self, folder: Path) -> None:
+        """The adapter in PEFT's format, and the head beside it where there is one."""
+        adapters.save(self.language_model, folder, bare(self.language_model).name_or_path)
+        if self.head is not None:
+            tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(self.head.state_dict().items())}
+            save_file(tensors, str(folder / HEAD))
+
+    def load(self, folder: Path) -> None:
+        """Put a saved adapter and head back. Raises CheckpointError where they are of another make."""
+        adapters.restore(self.language_model, folder)
+        if self.head is not None:
+            if not (folder / HEAD).is_file():
+                raise CheckpointError(f"{folder}: has no {HEAD}", "use the task.readout that it was trained with")
+            try:
+                self.head.load_state_dict(load_file(str(folder / HEAD)))
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{folder / HEAD}: is the head of another read-out", "use the task.readout that it was trained with"
+                ) from error
+
     def loss(self, batch: Batch, weights: StepWeights) -> tuple[torch.Tensor, Loss]:
         """(this micro-batch's share of the step's loss, (sum, weight) of the main term)."""
         score, state = self(batch)
@@ -133,11 +158,11 @@ class VerdictModel(nn.Module):
             main = ordinal_likelihood(score, self.head.thresholds(), batch.level_B, batch.weight_B)
         else:
             main = soft_binary_cross_entropy(score, batch.target_B, batch.weight_B)
-        total = main.sum / weights.rows
+        total = main.sum / weights.main
         if self.head is None and self.task.mass_weight:
             logits = bare(self.language_model).get_output_embeddings()(state)
             mass = answer_mass(logits, self.answers, batch.weight_B)
-            total = total + self.task.mass_weight * mass.sum / weights.rows
+            total = total + self.task.mass_weight * mass.sum / weights.main
         if weights.pairs:
             total = total + self.task.ranking_weight * pairwise_ranking(score, batch.pairs).sum / weights.pairs
         return total, main

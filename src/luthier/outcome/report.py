@@ -164,7 +164,7 @@ def _stage(records: _Records, name: str) -> Json:
             (
                 "Loss",
                 charts.loss_chart(
-                    f"Loss of stage {name} by step", _series(metrics, "loss"), _series(metrics, "validation_log_loss")
+                    f"Loss of stage {name} by step", _series(metrics, "loss"), _series(metrics, "validation_loss")
                 ),
                 "The training loss is against the soft target, whose own entropy is its floor.",
             ),

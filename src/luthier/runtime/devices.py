@@ -1,42 +1,79 @@
-"""The only importer of accelerate: which device, which precision, one process."""
+"""The only importer of accelerate: which device, which precision, and the processes that share a step."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from torch import distributed
 
-from luthier.errors import RequestError
+from luthier.runtime.precision import Precision, resolve_precision
+
+Item = TypeVar("Item")
 
 
 class Devices:
-    """A thin face of accelerate's Accelerator. Normalisation over accumulation is ours, so its own is 1."""
+    """A thin face of accelerate's Accelerator. Normalisation over accumulation is ours, so its own is 1.
+
+    Several processes (torchrun) share the forward passes of a step and add up their gradients; every one of them knows
+    the weight of the whole step, so the sum of their shares is the step's loss, however many they are.
+    """
 
     def __init__(self, dtype: str) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise RequestError("WORLD_SIZE is above 1: a run uses one process today", "start luthier without torchrun")
-        if dtype == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-            raise RequestError("model.dtype: this GPU has no bfloat16", "set model.dtype to float32")
         # Without CUDA accelerate would take Apple's MPS, which has no float64.
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=1)
-        self._half = dtype == "bfloat16"
+        self.precision: Precision = resolve_precision(dtype, self.device)
 
     @property
     def device(self) -> torch.device:
         return self._accelerator.device
 
+    @property
+    def rank(self) -> int:
+        return int(self._accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        return int(self._accelerator.num_processes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what all of them share."""
+        return self.rank == 0
+
     def place(self, module: torch.nn.Module) -> None:
         """Move a module to the device, in place."""
         module.to(self.device)
 
-    def precision(self) -> Any:
-        """The context that forward passes run in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part of a step's forward passes."""
+        return items[self.rank :: self.world]
 
-    def backward(self, loss: torch.Tensor) -> None:
-        self._accelerator.backward(loss)
+    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over all processes; one call for all of them."""
+        found = list(tensors)
+        if self.world > 1 and found:
+            flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in found])
+            distributed.all_reduce(flat)
+            at = 0
+            for tensor in found:
+                tensor.detach().copy_(flat[at : at + tensor.numel()].view_as(tensor))
+                at += tensor.numel()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return flag
+        found = torch.tensor(float(flag), device=self.device)
+        distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+        return bool(found.item())
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        self._accelerator.wait_for_everyone()
 
 
 def describe() -> dict[str, Any]:

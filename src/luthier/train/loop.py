@@ -1,54 +1,56 @@
-"""The loop: batches in, optimizer steps out, nothing else. It knows no task but a model with a loss.
+"""The loop: batches in, optimizer steps out, nothing else. It knows no task but a learner with a loss.
 
-A step is the unit: its loss is a sum over all of its micro-batches divided by the weight of the whole step, its
-dropout is seeded by (seed, step), and it is either done and counted or not done. Resuming therefore repeats nothing
-and skips nothing. One scalar is read from the device per step: the price of stopping *before* a step on NaN.
+A step is the unit: its rows follow from its number, its loss is a sum over all of its forward passes divided by the
+weight of the whole step, its dropout is seeded by (seed, step), and it is either done and counted or not done.
+Resuming therefore repeats nothing and skips nothing. Between looks (log, save, validation) no tensor is read from the
+device: that a loss or gradient is not finite is noticed there, and the optimizer skips from that step on.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from luthier.console import progress
-from luthier.errors import Interrupted, NonFiniteLoss
+from luthier.console import say, training_bar
+from luthier.errors import Interrupted, LuthierError, NonFiniteLoss
 from luthier.files import append_jsonl
-from luthier.models.batches import Batch, Micro, batches
-from luthier.models.encode import Example
-from luthier.models.features import FeatureStore
-from luthier.models.verdict import StepWeights, VerdictModel
-from luthier.recipe import TrainConfig
+from luthier.models.feeds import Feed, stream
+from luthier.models.learner import AnyBatch, Learner
+from luthier.recipe_train import TrainConfig
 from luthier.records import StepRecord
 from luthier.rundir import truncate_metrics
 from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.devices import Devices
 from luthier.runtime.interrupts import stop_requested
-from luthier.train.optim import schedule_factor, set_rates
+from luthier.runtime.memory import used_memory
+from luthier.train.optim import Guard, clip, set_rates
 from luthier.train.plan import Plan
+from luthier.train.schedules import schedule_factor
+
+_EVERY_TENSOR_BY = 3
+"""Steps after which each trainable tensor should have had a gradient (lora_A has none at the first)."""
 
 
 @dataclass
 class Job:
     """Everything one training needs."""
 
-    model: VerdictModel
+    learner: Learner
     optimizer: torch.optim.Optimizer
     plan: Plan
     settings: TrainConfig
     seed: int
-    micros: Sequence[Micro]
-    examples: Sequence[Example]
-    store: FeatureStore
-    pad_id: int
+    feed: Feed
     devices: Devices
     checkpoints: Checkpoints
     metrics: Path
     validate: Callable[[], float] | None = None
+    mirror: Callable[[StepRecord], None] | None = None
+    """Told every line of metrics: trackers."""
     resume_line: str = ""
 
 
@@ -64,98 +66,220 @@ class Progress:
     loss_weight: float = 0.0
     best_step: int = 0
     best_loss: float | None = None
+    looks_without_best: int = 0
+    stopped: bool = False
+    """Early stopping ended the training at `step`."""
+    halvings: int = 0
+    """How often the forward passes were halved because memory ran out."""
+    silent: list[str] = field(default_factory=list)
+    """Trainable tensors that had no gradient in the first steps."""
+
+
+@dataclass
+class _Step:
+    """What is known of a step before anything is read from the device."""
+
+    step: int
+    ids: list[str]
+    weight: float
+    loss: torch.Tensor
+    """The sum over the step's targets; not a number where the gradient is not finite."""
+    norm: torch.Tensor
 
 
 def train(job: Job, resume: bool = False) -> Progress:
-    """Train to the plan's last step, from the newest checkpoint that verifies where `resume` is set."""
-    done = _restore(job) if resume else Progress()
-    left = [micro for micro in job.micros if done.step < micro.step <= job.plan.steps]
-    stream = batches(left, job.examples, job.store, job.pad_id, job.settings.workers)
-    steps = itertools.groupby(zip(left, stream, strict=True), key=lambda item: item[0].step)
-    begun = time.monotonic() - done.seconds
-    job.model.train()
-    with stop_requested() as stopping:
-        for step, group in progress(steps, "training", job.plan.steps - done.step):
-            norm = _step(job, step, [batch for _, batch in group], done)
-            done.seconds = time.monotonic() - begun
-            _after_step(job, done, norm)
-            if stopping():
-                _save(job, done)
-                raise Interrupted(f"stopped after step {step} of {job.plan.steps}; all of it is saved", job.resume_line)
-    _save(job, done)
-    if job.settings.select == "best" and done.best_step:
-        job.checkpoints.restore(done.best_step, job.model, job.optimizer)
-    return done
+    """Train to the plan's last step, from the newest checkpoint that verifies where `resume` is set.
+
+    Raises NonFiniteLoss with the rows of the first step whose loss or gradient is not finite; the weights are then as
+    they were before that step. Raises Interrupted when a stop was asked for, after the step in hand was saved.
+    """
+    return _Training(job, _restore(job) if resume else Progress()).run()
 
 
-def _step(job: Job, step: int, group: list[Batch], done: Progress) -> torch.Tensor:
-    """One optimizer step over its micro-batches. Returns the gradient norm."""
-    torch.manual_seed((job.seed * 1_000_003 + step) % 2**63)
-    set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings.schedule))
-    weights = StepWeights(
-        rows=sum(batch.weight for batch in group), pairs=float(sum(len(batch.pairs) for batch in group))
-    )
-    loss_sum = torch.zeros((), device=job.devices.device)
-    for batch in group:
-        with job.devices.precision():
-            loss, main = job.model.loss(batch.to(job.devices.device), weights)
-        job.devices.backward(loss)
-        loss_sum += main.sum.detach()
-    limit = job.settings.max_grad_norm or float("inf")
-    norm = torch.nn.utils.clip_grad_norm_([p for p in job.model.parameters() if p.requires_grad], limit)
-    total = float(loss_sum + 0.0 * norm)
-    if total != total or total in (float("inf"), float("-inf")):
-        ids = [name for batch in group for name in batch.ids]
-        raise NonFiniteLoss(
-            f"step {step}: the loss or a gradient is not finite; rows of this step: {', '.join(ids)}",
-            "lower train.learning_rate or look at these rows; the last checkpoint is untouched",
+class _Training:
+    def __init__(self, job: Job, done: Progress) -> None:
+        self.job, self.done = job, done
+        self.parameters = [p for _, p in job.learner.tuned()]
+        self.guard = Guard(job.devices.device)
+        self.unread: list[_Step] = []
+        self.had_gradient: list[torch.Tensor] = []
+        self.begun = time.monotonic() - done.seconds
+
+    def run(self) -> Progress:
+        job, done = self.job, self.done
+        job.learner.train()
+        job.checkpoints.begin()
+        with stop_requested() as stopping, training_bar(job.plan.steps, done.step) as self.bar:
+            while done.step < job.plan.steps and not done.stopped:
+                steps = stream(job.feed, done.step + 1, job.plan.steps, done.halvings, job.settings.workers)
+                for group in steps:
+                    try:
+                        self._step(group)
+                    except torch.OutOfMemoryError as error:
+                        self._halve(error)
+                        break
+                    asked = job.devices.any(stopping())
+                    self._after_step(asked)
+                    if asked:
+                        raise Interrupted(
+                            f"stopped after step {done.step} of {job.plan.steps}; all of it is saved", job.resume_line
+                        )
+                    if done.stopped:
+                        break
+        self._save(last=True)
+        if job.settings.select == "best" and done.best_step:
+            job.checkpoints.restore(done.best_step, job.learner, job.optimizer)
+        return done
+
+    def _step(self, whole: Sequence[AnyBatch]) -> None:
+        """One optimizer step over its forward passes."""
+        job, step = self.job, self.done.step + 1
+        torch.manual_seed((job.seed * 1_000_003 + step) % 2**63)
+        set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings))
+        weights = job.learner.step_weights(whole)
+        device, precision = job.devices.device, job.devices.precision
+        loss_sum = torch.zeros((), device=device)
+        for batch in job.devices.share(whole):
+            with precision.autocast():
+                loss, main = job.learner.loss(batch.to(device), weights)
+            precision.scale(loss).backward()
+            loss_sum += main.sum.detach()
+        if job.devices.world > 1:
+            for p in self.parameters:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            job.devices.add_up([loss_sum, *(p.grad for p in self.parameters if p.grad is not None)])
+        if step <= _EVERY_TENSOR_BY:
+            self._note_gradients()
+        precision.unscale(job.optimizer)
+        norm = clip(self.parameters, job.settings.max_grad_norm)
+        self.guard.step(job.optimizer, loss_sum, norm, precision)
+        job.optimizer.zero_grad(set_to_none=True)
+        ids = [name for batch in whole for name in batch.ids]
+        self.unread.append(_Step(step, ids, weights.main, loss_sum + 0.0 * norm, norm))
+        self.done.step = step
+        self.done.rows += len(ids)
+        self.done.tokens += sum(batch.tokens for batch in whole)
+
+    def _after_step(self, stopping: bool) -> None:
+        """Validation, a line of metrics and a checkpoint, each when it is due."""
+        job, done, settings = self.job, self.done, self.job.settings
+        done.seconds = time.monotonic() - self.begun
+        last = done.step == job.plan.steps
+        epoch_ends = done.step % job.feed.steps_per_epoch == 0 or last
+        every = settings.validate_every
+        validates = job.validate is not None and (done.step % every == 0 or last if every else epoch_ends)
+        logs = done.step % settings.log_every == 0 or done.step == 1 or epoch_ends or validates
+        saves = job.checkpoints.due(done.step, settings) or stopping
+        if logs or saves:
+            norm = self._read()
+        if logs:
+            self._log(norm, self._validate() if validates else None)
+        if saves or done.best_step == done.step:
+            self._save(last=stopping)
+        self.bar.step(tokens=done.tokens)
+
+    def _read(self) -> float:
+        """Read the losses of the steps since the last look, in one transfer. Returns the last gradient norm."""
+        values = torch.stack([torch.stack([one.loss, one.norm]).double() for one in self.unread]).tolist()
+        for one, (loss, _) in zip(self.unread, values, strict=True):
+            if loss != loss or loss in (float("inf"), float("-inf")):
+                raise NonFiniteLoss(
+                    f"step {one.step}: the loss or a gradient is not finite; rows of this step: {', '.join(one.ids)}",
+                    "lower train.learning_rate or look at these rows; weights and checkpoints are as before this step",
+                )
+            self.done.loss_sum += loss
+            self.done.loss_weight += one.weight
+        self.unread.clear()
+        self._judge_gradients()
+        return float(values[-1][1]) if values else 0.0
+
+    def _validate(self) -> float | None:
+        job, done = self.job, self.done
+        assert job.validate is not None
+        job.learner.eval()
+        found = job.validate()
+        job.learner.train()
+        if done.best_loss is None or found < done.best_loss:
+            done.best_loss, done.best_step, done.looks_without_best = found, done.step, 0
+        else:
+            done.looks_without_best += 1
+            patience = job.settings.early_stopping_patience
+            if patience and done.looks_without_best >= patience:
+                done.stopped = True
+                say(f"step {done.step}: {patience} looks without a lower validation loss than at step {done.best_step}")
+        return found
+
+    def _log(self, norm: float, validation: float | None) -> None:
+        job, done = self.job, self.done
+        factor = schedule_factor(done.step, job.plan, job.settings)
+        record = StepRecord(
+            step=done.step,
+            epoch=round(done.step / job.feed.steps_per_epoch, 4),
+            loss=done.loss_sum / done.loss_weight,
+            learning_rate=job.settings.learning_rate * factor,
+            grad_norm=norm,
+            tokens=done.tokens,
+            seconds=round(done.seconds, 3),
+            validation_loss=validation,
         )
-    job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
-    done.step = step
-    done.rows += sum(len(batch.ids) for batch in group)
-    done.tokens += sum(batch.tokens for batch in group)
-    done.loss_sum += total
-    done.loss_weight += weights.rows
-    return norm
-
-
-def _after_step(job: Job, done: Progress, norm: torch.Tensor) -> None:
-    """Validation at the end of an epoch, a line of metrics and a checkpoint when they are due."""
-    epoch_ends = done.step % job.plan.steps_per_epoch == 0 or done.step == job.plan.steps
-    validation = None
-    if epoch_ends and job.validate is not None:
-        validation = job.validate()
-        job.model.train()
-        if done.best_loss is None or validation < done.best_loss:
-            done.best_loss, done.best_step = validation, done.step
-    if done.step % job.settings.log_every == 0 or done.step == 1 or epoch_ends:
-        append_jsonl(
-            job.metrics,
-            StepRecord(
-                step=done.step,
-                epoch=round(done.step / job.plan.steps_per_epoch, 4),
-                loss=done.loss_sum / done.loss_weight,
-                learning_rate=job.settings.learning_rate * schedule_factor(done.step, job.plan, job.settings.schedule),
-                grad_norm=float(norm),
-                tokens=done.tokens,
-                seconds=round(done.seconds, 3),
-                validation_log_loss=validation,
-            ).to_json(),
-        )
+        if job.devices.leads:
+            append_jsonl(job.metrics, record.to_json())
+            if job.mirror is not None:
+                job.mirror(record)
+        self.bar.step(tokens=done.tokens, loss=record.loss, memory=used_memory(job.devices.device))
         done.loss_sum = done.loss_weight = 0.0
-    best_now = job.settings.select == "best" and done.best_step == done.step
-    if done.step % job.settings.save_every == 0 or best_now:
-        _save(job, done)
 
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        """Memory ran out in a forward or backward pass: half as much at a time, the same rows a step."""
+        job, done = self.job, self.done
+        job.optimizer.zero_grad(set_to_none=True)
+        if job.devices.world > 1 or not job.feed.batches(done.step + 1, done.halvings + 1):
+            raise LuthierError(
+                f"step {done.step + 1}: memory ran out with one row in a forward pass"
+                if job.devices.world == 1
+                else f"step {done.step + 1}: memory ran out on one of {job.devices.world} processes",
+                "lower model.max_tokens or train.micro_batch_size, set train.gradient_checkpointing, or quantise the base",
+            ) from error
+        done.halvings += 1
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        say(
+            f"step {done.step + 1}: memory ran out; forward passes are halved and accumulation doubled from here on "
+            f"(the {job.settings.batch_size} rows of a step stay the same)"
+        )
 
-def _save(job: Job, done: Progress) -> None:
-    keep_best = job.settings.select == "best"
-    job.checkpoints.save(job.model, job.optimizer, {**vars(done), "best_step": done.best_step if keep_best else 0})
+    def _note_gradients(self) -> None:
+        """Which tensors have a gradient so far, on the device."""
+        now = [torch.zeros((), device=p.device) if p.grad is None else p.grad.detach().abs().amax() for p in self.parameters]
+        stacked = torch.stack([value.to(now[0].device) for value in now])
+        self.had_gradient.append(stacked)
+
+    def _judge_gradients(self) -> None:
+        if self.had_gradient and self.done.step >= min(_EVERY_TENSOR_BY, self.job.plan.steps):
+            most = torch.stack(self.had_gradient).amax(0).tolist()
+            names = [name for name, _ in self.job.learner.tuned()]
+            self.done.silent = [name for name, value in zip(names, most, strict=True) if value == 0.0]
+            self.had_gradient.clear()
+            if len(self.done.silent) == len(names):
+                raise LuthierError(
+                    f"after {self.done.step} steps no trainable tensor has had a gradient",
+                    "look at what model.lora.target_modules names: the loss does not pass through it",
+                )
+            if self.done.silent:
+                say(
+                    f"WARNING: {len(self.done.silent)} of {len(names)} trainable tensors had no gradient in the first "
+                    f"{self.done.step} steps, such as {self.done.silent[0]}"
+                )
+
+    def _save(self, last: bool = False) -> None:
+        job, done = self.job, self.done
+        if not job.devices.leads:
+            return
+        job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=last)
 
 
 def _restore(job: Job) -> Progress:
     """Go back to the newest checkpoint that can be trusted, and cut the metrics to it."""
     step = job.checkpoints.newest()
     truncate_metrics(job.metrics, step or 0)
-    return Progress(**job.checkpoints.restore(step, job.model, job.optimizer)) if step else Progress()
+    return Progress(**job.checkpoints.restore(step, job.learner, job.optimizer)) if step else Progress()

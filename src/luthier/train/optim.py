@@ -7,7 +7,7 @@ import math
 import torch
 
 from luthier.models.verdict import VerdictModel
-from luthier.recipe import TrainConfig
+from luthier.recipe_train import TrainConfig
 from luthier.train.plan import Plan
 
 _CYCLES = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from luthier.recipe import TrainConfig
+from luthier.recipe_train import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""Chats in batches: rows end to end in one line without padding, or padded in groups of like length.
+
+Either way an optimizer step is the same rows: how they lie changes the cost and not the loss. The order is the
+table's mixture, a pure function of (seed, epoch). Shapes: B lines, L tokens a line, T all tokens, N positions that
+predict a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from luthier.models.feeds import Feed
+from luthier.models.lessons import Lesson, Lessons
+
+_WINDOW = 16
+"""Steps' worth of rows that are sorted by length together, where rows are padded."""
+
+
+@dataclass
+class ChatBatch:
+    """One forward pass. `place_N` are positions in the flattened (B * L) hidden states, each predicting `target_N`."""
+
+    ids: list[str]
+    input_ids_BL: torch.Tensor
+    position_ids_BL: torch.Tensor
+    lengths: tuple[int, ...]
+    """Tokens of each row."""
+    packed: bool
+    place_N: torch.Tensor
+    target_N: torch.Tensor
+    weight_N: torch.Tensor
+    total: float
+    """The sum of `weight_N`, taken on the host."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def to(self, device: Any) -> ChatBatch:
+        """The same batch on another device."""
+        names = ("input_ids_BL", "position_ids_BL", "place_N", "target_N", "weight_N")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+def collate(lessons: Sequence[Lesson], packed: bool, pad_id: int) -> ChatBatch:
+    """Rows as one forward pass: one line of all of them, or one line each, padded on the right."""
+    lengths = tuple(len(lesson.ids_L) for lesson in lessons)
+    width = sum(lengths) if packed else max(lengths)
+    lines = 1 if packed else len(lengths)
+    ids_T = np.full(lines * width, pad_id, dtype=np.int64)
+    position_T = np.zeros(lines * width, dtype=np.int64)
+    places, weights = [], []
+    begin = 0
+    for lesson, length in zip(lessons, lengths, strict=True):
+        ids_T[begin : begin + length] = lesson.ids_L
+        position_T[begin : begin + length] = np.arange(length)
+        learned = np.flatnonzero(lesson.weight_L)
+        places.append(begin + learned)
+        weights.append(lesson.weight_L[learned])
+        begin += length if packed else width
+    place_N, weight_N = np.concatenate(places), np.concatenate(weights)
+    return ChatBatch(
+        ids=[lesson.id for lesson in lessons],
+        input_ids_BL=torch.from_numpy(ids_T.reshape(lines, width)),
+        position_ids_BL=torch.from_numpy(position_T.reshape(lines, width)),
+        lengths=lengths,
+        packed=packed,
+        place_N=torch.from_numpy(place_N - 1),  # a token is predicted where the one before it stands
+        target_N=torch.from_numpy(ids_T[place_N]),
+        weight_N=torch.from_numpy(weight_N),
+        total=float(weight_N.sum(dtype=np.float64)),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a step lie in forward passes. `micro_tokens` 0: no limit but `micro_rows`."""
+
+    batch_size: int
+    micro_rows: int
+    micro_tokens: int = 0
+    packed: bool = True
+    pad_id: int = 0
+
+
+class ChatFeed(Feed):
+    """Optimizer steps over lessons. `order(epoch)` gives the lessons of an epoch, each as often as it is shown."""
+
+    def __init__(self, lessons: Lessons, order: Callable[[int], NDArray[np.int64]], layout: Layout, seed: int) -> None:
+        self.lessons, self.layout, self.seed = lessons, layout, seed
+        self._order = lru_cache(maxsize=2)(order)
+        self._first = [0]
+        """Steps before each epoch, as far as they have been asked for."""
+        self.steps_per_epoch = self._steps_of(0)
+
+    def _steps_of(self, epoch: int) -> int:
+        steps = -(-len(self._order(epoch)) // self.layout.batch_size)
+        if not steps:
+            raise ValueError(f"epoch {epoch} has no rows")
+        return steps
+
+    def epoch_of(self, step: int) -> tuple[int, int]:
+        """The epoch of a step (from 1), and its place there (from 0)."""
+        while self._first[-1] < step:
+            self._first.append(self._first[-1] + self._steps_of(len(self._first) - 1))
+        epoch = next(e for e in range(len(self._first) - 1) if self._first[e + 1] >= step)
+        return epoch, step - 1 - self._first[epoch]
+
+    def rows(self, step: int) -> Sequence[int]:
+        epoch, place = self.epoch_of(step)
+        order, size = self._order(epoch), self.layout.batch_size
+        if self.layout.packed:
+            return [int(row) for row in order[place * size : (place + 1) * size]]
+        # Steps of like length: a window is sorted, cut into steps, and the steps change places.
+        window = place // _WINDOW
+        rows = order[window * _WINDOW * size : (window + 1) * _WINDOW * size]
+        lengths = self.lessons.lengths[rows]
+        by_length = rows[np.argsort(lengths, kind="stable")]
+        steps = -(-len(rows) // size)
+        # The short step of an epoch stays the last one, so that a step's size follows from its number.
+        moved = np.random.default_rng([self.seed, epoch, window]).permutation(len(rows) // size)
+        chosen = [*moved, *range(len(moved), steps)][place % _WINDOW]
+        return [int(row) for row in by_length[chosen * size : (chosen + 1) * size]]
+
+    def batches(self, step: int, halvings: int = 0) -> list[ChatBatch]:
+        rows = list(self.rows(step))
+        groups = self.layout_of(rows, halvings)
+        if halvings and len(self.layout_of(rows, halvings - 1)) == len(rows):
+            return []
+        return [
+            collate([self.lessons[row] for row in group], self.layout.packed, self.layout.pad_id) for group in groups
+        ]
+
+    def layout_of(self, rows: Sequence[int], halvings: int = 0) -> list[list[int]]:
+        """Rows in forward passes: at most so many rows, and tokens where they are limited; longest rows first then."""
+        most_rows = max(1, self.layout.micro_rows >> halvings)
+        most_tokens = self.layout.micro_tokens >> halvings
+        if not self.layout.micro_tokens:
+            return [list(rows[at : at + most_rows]) for at in range(0, len(rows), most_rows)]
+        lengths = {row: int(self.lessons.starts[row + 1] - self.lessons.starts[row]) for row in rows}
+        groups: list[list[int]] = []
+        for row in sorted(rows, key=lambda row: -lengths[row]):  # first fit decreasing: few passes, none too large
+            fitting = (g for g in groups if len(g) < most_rows and self._room(g, row, lengths) <= most_tokens)
+            group = next(fitting, None)
+            if group is None:
+                groups.append([row])
+            else:
+                group.append(row)
+        return groups
+
+    def _room(self, group: Sequence[int], row: int, lengths: dict[int, int]) -> int:
+        """Tokens that a pass takes with one more row, padding included."""
+        if self.layout.packed:
+            return sum(lengths[other] for other in group) + lengths[row]
+        return max(lengths[group[0]], lengths[row]) * (len(group) + 1)
+
+
+def in_order(lessons: Lessons, layout: Layout) -> Iterator[ChatBatch]:
+    """All lessons once, for looking at them without training."""
+    feed = ChatFeed(lessons, lambda _epoch: np.arange(len(lessons)), replace(layout, batch_size=len(lessons)), 0)
+    for group in feed.layout_of(range(len(lessons))):
+        yield collate([lessons[row] for row in group], layout.packed, layout.pad_id)

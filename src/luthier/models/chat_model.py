@@ -1,0 +1,54 @@
+"""The chat learner: a causal language model whose head is applied only where something is learned.
+
+Shapes: B lines, L tokens a line, D model width, N positions that predict a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.models import adapters
+from luthier.models.attention import packed_kwargs
+from luthier.models.chat_batches import ChatBatch
+from luthier.models.head import Head, body
+from luthier.models.learner import Learner, StepWeights
+from luthier.models.losses import Loss
+from luthier.models.token_loss import TokenTargets, token_cross_entropy
+
+
+class ChatModel(Learner):
+    """A language model that learns the answers of chats. Its loss is the mean over the target weights of a step."""
+
+    def __init__(self, language_model: Any, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.label_smoothing = label_smoothing
+        self.head = Head.of(language_model)
+
+    def hidden_ND(self, batch: ChatBatch) -> torch.Tensor:
+        """The decoder's last states at the positions that predict a target."""
+        more = packed_kwargs(batch.lengths, batch.input_ids_BL.device) if batch.packed else {}
+        # Rows are padded on the right and attention is causal: no token sees the padding, and no mask is needed.
+        hidden_BLD = body(self.language_model)(
+            input_ids=batch.input_ids_BL, position_ids=batch.position_ids_BL, use_cache=False, **more
+        ).last_hidden_state
+        found: torch.Tensor = hidden_BLD.flatten(0, 1).index_select(0, batch.place_N)
+        return found
+
+    def step_weights(self, group: Sequence[ChatBatch]) -> StepWeights:
+        return StepWeights(sum(batch.total for batch in group))
+
+    def loss(self, batch: ChatBatch, weights: StepWeights) -> tuple[torch.Tensor, Loss]:
+        targets = TokenTargets(batch.target_N, batch.weight_N, total=batch.total)
+        found = token_cross_entropy(self.hidden_ND(batch), self.head, targets, self.label_smoothing)
+        return found.sum / weights.main, found
+
+    def save(self, folder: Path) -> None:
+        adapters.save(self.language_model, folder, adapters.bare(self.language_model).name_or_path)
+
+    def load(self, folder: Path) -> None:
+        adapters.restore(self.language_model, folder)
