@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     add_recipe(verb)
     verb.add_argument("--out", type=Path, help="a new folder (default: runs/NAME)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    verb.add_argument("--verify", action="store_true", help="with --resume: first prove, on this run, that it is exact")
     verb = add_verb(
         verbs,
         "predict",
@@ -154,7 +155,9 @@ def _rehearse(options: argparse.Namespace) -> Any:
 def _run(options: argparse.Namespace) -> Any:
     from luthier import verbs
 
-    return verbs.run(options.recipe, options.out, options.overrides, options.resume)
+    return verbs.run(
+        options.recipe, options.out, options.overrides, resume=options.resume, verify=options.verify
+    )
 
 
 def _predict(options: argparse.Namespace) -> Any:

@@ -17,7 +17,6 @@ from luthier.models.encode import Example, PromptEncoder
 from luthier.models.features import FeatureStore
 from luthier.recipefile import read_tree, resolve, stage_recipes
 from luthier.rundir import RunDir
-from luthier.runtime.checkpoints import load_model
 from luthier.runtime.devices import Devices
 from luthier.stages.prepare import build_model
 
@@ -38,7 +37,7 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
     folder = run.stage(name).adapter
     stored = package.Package.read(folder)
     package.check(stored, about.base_sha256, about.learned_tokens, folder)
-    load_model(model, folder)
+    model.load(folder)
     devices = Devices(chosen.model.dtype)
     devices.place(model)
     waves: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import itertools
 from importlib import resources
 from pathlib import Path
 
+from luthier.console import table
 from luthier.files import read_json, write_text
 from luthier.rundir import refuse_existing
 
@@ -37,21 +38,23 @@ def free_folder(name: str) -> Path:
     return next(path for path in map(Path, names) if not path.exists())
 
 
-def headline(run: Path) -> list[list[str]]:
-    """Rows of the table printed last: stage, accuracy, AUROC, Bayes AUROC, share of it."""
-    rows = []
+def headline(run: Path) -> str:
+    """The table printed last: a line of scores for each stage."""
+    verdicts, chats = [], []
     for scores_file in sorted(run.glob("stages/*/scores.json")):
-        scores = read_json(scores_file)
+        scores, name = read_json(scores_file), scores_file.parent.name
         reference = scores.get("reference", {})
-        rows.append(
-            [
-                scores_file.parent.name,
-                *(shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")),
-                shown(reference.get("bayes.auroc")),
-                shown(reference.get("ratio.auroc")),
-            ]
-        )
-    return rows
+        if "accuracy" in scores:
+            own = [shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")]
+            verdicts.append([name, *own, shown(reference.get("bayes.auroc")), shown(reference.get("ratio.auroc"))])
+        else:
+            chats.append([name, *(shown(scores.get(key)) for key in ("before.loss", "loss", "gain.loss"))])
+    parts = []
+    if verdicts:
+        parts.append(table(["stage", "accuracy", "AUROC", "Brier", "Bayes AUROC", "share"], verdicts))
+    if chats:
+        parts.append(table(["stage", "held-out loss before", "after", "gain on the same rows"], chats))
+    return "\n".join(parts)
 
 
 def shown(score: dict[str, object] | None) -> str:

@@ -74,6 +74,12 @@ class EvaluateConfig:
     batch_size: int = 32
     resamples: int = 1000
     """Bootstrap resamples (of speakers) behind each interval."""
+    validation_rows: int = 200
+    """Chat: validation rows that are scored at every look during training; 0: all of them."""
+    samples: int = 4
+    """Chat: held-out questions that are answered for the report, before and after training."""
+    sample_tokens: int = 96
+    """Chat: the longest of these answers, in tokens."""
     deafness_test: bool = True
     """Score the test rows once more with recordings swapped between speakers."""
 
@@ -166,6 +172,9 @@ def _run_problems(recipe: Recipe) -> list[str]:
         found.append("evaluate.batch_size: must be at least 1")
     if recipe.evaluate.resamples < 20:
         found.append("evaluate.resamples: at least 20, or an interval says nothing")
+    for name in ("validation_rows", "samples", "sample_tokens"):
+        if getattr(recipe.evaluate, name) < 0:
+            found.append(f"evaluate.{name}: must not be below 0")
     for tracker in recipe.track.trackers:
         if tracker not in TRACKERS:
             found.append(f"track.trackers: {tracker!r} is not one of {', '.join(TRACKERS)}")

@@ -70,8 +70,36 @@ class StageRecord:
     calibration: dict[str, Any]
     answers_per_second: dict[str, float]
     adapter_sha256: str
+    base_sha256: str
     learning: dict[str, Any]
     dropped_at_encoding: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class ChatStageRecord:
+    """stage.json of a finished chat stage. Written last: where it is, the stage is whole."""
+
+    name: str
+    start_from: str
+    base: str
+    trained: dict[str, Any]
+    """What the training says of itself: steps, epochs, seconds, rows, tokens, learning, best."""
+    trainable_parameters: int
+    total_parameters: int
+    rows: int
+    tokens: int
+    target_tokens: int
+    dropped_at_encoding: dict[str, int]
+    shortened: int
+    tokens_per_second: float
+    peak_memory: int
+    """Bytes: of the GPU where there is one, else of the process."""
+    adapter_sha256: str
+    base_sha256: str
+    kind: str = "chat"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

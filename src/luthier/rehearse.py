@@ -1,13 +1,18 @@
 """`luthier rehearse`: the same recipe end to end at toy size, so that its mistakes show before a GPU is paid for.
 
-The base becomes its toy twin; at most 64 rows of each source are read; a source that cannot be reached is
-replaced by simulated answers under the same column names.
+Each base becomes its toy twin; at most 64 rows of each source are read; a source that cannot be reached is replaced
+by rows made up under the same column names. What a processor cannot do (float16, paged optimizers, kernels that are
+not installed) is replaced and said. What is being rehearsed stays: read-out, targets, tuning, data steps, batches.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +23,168 @@ from luthier.data.building.context import Context
 from luthier.data.readers import columns_seen, open_source, peek
 from luthier.data.shapes import graded
 from luthier.data.simulate import write_forms
+from luthier.data.standins import write_standin
 from luthier.errors import SourceError
 from luthier.recipe import Recipe
 from luthier.recipe_data import Columns, Source
+from luthier.recipe_model import ModelConfig
 from luthier.recipefile import stage_recipes, to_tree
 from luthier.stages.sources import table_request
 
 ROWS = 64
+STEPS = 24
+"""Optimizer steps of a chat: enough for two checkpoints ten steps apart, and for the loss to fall."""
+TOY_RATE = 1.0e-2
+"""Lowest learning rate of a chat: at the rates of real models a toy of random weights learns nothing to be seen."""
+TWINS = (
+    (r"qwen-?3", "toy:qwen3"),
+    (r"qwen", "toy:qwen2"),
+    (r"gemma-?3", "toy:gemma3"),
+    (r"gemma-?2", "toy:gemma2"),
+    (r"phi-?[34]", "toy:phi3"),
+    (r"mistral", "toy:mistral"),
+    (r"llama", "toy:llama"),
+)
+"""What a base's name, or the model_type of a folder's config.json, says of its family; the first that fits counts."""
+Tree = dict[str, Any]
 
 
-def rehearsal(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def rehearsal(recipe: Recipe, folder: Path) -> Tree:
     """The recipe's tree at toy size. Stand-in tables are written to `folder`."""
     tree = deepcopy(to_tree(recipe))
-    _smaller(tree)
-    for stage in tree["stages"].values():
-        _smaller(stage)
-    request = table_request(stage_recipes(recipe))
-    columns = request.columns
-    standins: dict[str, Path] = {}
-    for stage in tree["stages"].values():
+    stages = stage_recipes(recipe)
+    notes: list[str] = []
+    _merge(tree, _smaller(next(iter(stages.values())), notes))
+    for name, stage in tree["stages"].items():
         stage.get("data", {}).pop("sources", None)  # all of them are written out below, as the stages resolve them
-    for source, split in request.sources:
-        name = source.name
-        tree["data"]["sources"][name] = where = asdict(source) | {"limit": ROWS}
-        reason = _unreachable(source, columns)
-        if reason:
-            say(f"{name}: {reason}; simulated answers stand in for it")
-            tested = split == "test"
-            where |= {"hub": "", "path": str(_standin(name, tested, columns, folder, standins))}
+        _merge(stage, _smaller(stages[name], notes))
+    for note in dict.fromkeys(notes):
+        say(f"rehearsal: {note}")
+    request = table_request(stages)
+    with ThreadPoolExecutor() as pool:  # a hub that is silent costs its patience once, not once for each source
+        reasons = list(pool.map(lambda item: _unreachable(item[0], request.columns, request.graded), request.sources))
+    for number, ((source, split), reason) in enumerate(zip(request.sources, reasons, strict=True)):
+        tree["data"]["sources"][source.name] = where = asdict(source) | {"limit": min(source.limit or ROWS, ROWS)}
+        if not reason:
+            continue
+        if request.graded:
+            say(f"{source.name}: {reason}; simulated answers stand in for it")
+            path = _answers(source.name, split == "test", request.columns, folder, 1000 + number)
+        else:
+            say(f"{source.name}: {reason}; made-up chats stand in for it")
+            path = folder / f"{source.name}.jsonl"
+            write_standin(source, path, ROWS, 1000 + number)
+        where |= {"hub": "", "path": str(path), "streaming": False}
     return tree
 
 
-def _smaller(tree: dict[str, Any]) -> None:
-    """The settings that make a recipe cheap; what is being rehearsed (read-out, targets, tuning) stays."""
-    if "model" in tree:
-        tree["model"] |= {"base": "toy:phi4-multimodal", "revision": "", "builtin_adapter": "", "dtype": "float32"}
-    if "train" in tree:
-        tree["train"] |= {"epochs": 1, "max_steps": 0, "log_every": 1}
-    if "evaluate" in tree:
-        tree["evaluate"] |= {"resamples": 200}
-    if "publish" in tree:
-        tree["publish"] |= {"push": False}
+def twin(base: str) -> str:
+    """The toy of a base's family, by the base's name; a folder says its family in its config.json. "" if unknown."""
+    if base.startswith("toy:"):
+        return base
+    name, config = base.rpartition("/")[2].lower(), Path(base) / "config.json"
+    if config.is_file():
+        name = str(json.loads(config.read_text(encoding="utf-8")).get("model_type", name)).replace("_", "-")
+    return next((toy for pattern, toy in TWINS if re.search(pattern, name)), "")
 
 
-def _unreachable(source: Source, columns: Columns) -> str:
+def _smaller(recipe: Recipe, notes: list[str]) -> Tree:
+    """The settings that make a resolved stage cheap, as keys to override."""
+    shared = {"evaluate": {"resamples": min(recipe.evaluate.resamples, 200)}, "publish": {"push": False}}
+    if recipe.task.kind == "chat":
+        return {**shared, **_smaller_chat(recipe, notes)}
+    model = {"base": "toy:phi4-multimodal", "revision": "", "builtin_adapter": "", "dtype": "float32"}
+    return {**shared, "model": model, "train": {"epochs": 1, "max_steps": 0, "log_every": 1}}
+
+
+def _smaller_chat(recipe: Recipe, notes: list[str]) -> Tree:
+    train, data = recipe.train, recipe.data
+    cheap: Tree = {
+        "epochs": 1,
+        "max_steps": min(train.max_steps or STEPS, STEPS),
+        "learning_rate": max(train.learning_rate, TOY_RATE),
+        "warmup_steps": min(train.warmup_steps, STEPS // 6),
+        "log_every": 1,
+        "save_every": min(train.save_every, 10),
+        "validate_every": min(train.validate_every, 10),
+        "optimizer": _optimizer(train.optimizer, notes),
+        "torch_compile": False,
+    }
+    if cheap["learning_rate"] != train.learning_rate:
+        notes.append(f"train.learning_rate: {TOY_RATE:g}, as a toy of random weights learns little at less")
+    if recipe.track.trackers:
+        notes.append("track.trackers: none is fed")
+    return {
+        "model": _smaller_model(recipe.model, notes),
+        "train": cheap,
+        "track": {"trackers": []},
+        "data": {
+            # A hundredth of 64 rows is none: the validation that the recipe asks for would not be rehearsed.
+            "validation_fraction": data.validation_fraction and max(data.validation_fraction, 0.1),
+            "mix": {"total": min(data.mix.total, ROWS)},
+        },
+    }
+
+
+def _smaller_model(model: ModelConfig, notes: list[str]) -> Tree:
+    toy = twin(model.base)
+    if not toy:
+        notes.append(f"model.base: toy:llama stands in for {model.base}, as its name tells no family that has a toy")
+    # The name is all that a base says of this without its files.
+    published = "nf4" if re.search(r"(bnb-?4bit|nf4)", model.base.lower()) else ""
+    quantization = model.quantization or published
+    if quantization and not _has_bitsandbytes():
+        notes.append(f"model.quantization: {quantization} is left out, as bitsandbytes is not installed")
+        quantization = ""
+    dtype = model.dtype
+    if dtype == "float16":
+        notes.append("model.dtype: float32, as float16 is for GPUs")
+        dtype = "float32"
+    return {
+        "base": toy or "toy:llama",
+        "revision": "",
+        "builtin_adapter": "",
+        "dtype": dtype,
+        "quantization": quantization,
+    }
+
+
+def _optimizer(name: str, notes: list[str]) -> str:
+    """The optimizer that a processor has in place of one that needs a GPU, or a library that is not there."""
+    found = name.removeprefix("paged_")
+    if found.endswith("_8bit") and not _has_bitsandbytes():
+        found = "adamw"
+    if found != name:
+        notes.append(f"train.optimizer: {found} in place of {name}")
+    return found
+
+
+def _has_bitsandbytes() -> bool:
+    return find_spec("bitsandbytes") is not None
+
+
+def _merge(tree: Tree, over: Tree) -> None:
+    """Put the leaves of `over` into `tree`, section by section."""
+    for key, value in over.items():
+        if isinstance(value, dict):
+            _merge(tree.setdefault(key, {}), value)
+        else:
+            tree[key] = value
+
+
+def _unreachable(source: Source, columns: Columns, of_grades: bool) -> str:
     """Why the source cannot be read, or an empty text."""
     try:
         first = peek(open_source(source), ROWS)
-        graded.adapter(Context(source, found=columns_seen(first), columns=columns))
+        if of_grades:
+            graded.adapter(Context(source, found=columns_seen(first), columns=columns))
     except SourceError as error:
         return error.message
     return "" if first else "has no rows that can be read"
 
 
-def _standin(name: str, tested: bool, columns: Columns, folder: Path, made: dict[str, Path]) -> Path:
+def _answers(name: str, tested: bool, columns: Columns, folder: Path, seed: int) -> Path:
     """A simulated table under the recipe's own column names; each source gets speakers of its own."""
-    seed = 1000 + len(made)
     forms = write_forms(folder / name, seed=seed, sizes={"1764": (ROWS, ROWS)})
     table = pq.read_table(forms["form-1764-test" if tested else "form-1764-train"])
     renamed = {
@@ -87,6 +198,6 @@ def _standin(name: str, tested: bool, columns: Columns, folder: Path, made: dict
     speakers = [f"{name}-{speaker}" for speaker in table["speaker"].to_pylist()]
     table = table.set_column(index, "speaker", [speakers])
     table = table.rename_columns([renamed.get(column, column) for column in table.column_names])
-    made[name] = folder / f"{name}.parquet"
-    pq.write_table(table, made[name])
-    return made[name]
+    path = folder / f"{name}.parquet"
+    pq.write_table(table, path)
+    return path

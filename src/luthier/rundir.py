@@ -41,6 +41,11 @@ class StageDir:
         return self.path / "scores.json"
 
     @property
+    def before(self) -> Path:
+        """How well the held-out answers were known before this stage was trained."""
+        return self.path / "before.jsonl"
+
+    @property
     def record(self) -> Path:
         return self.path / "stage.json"
 
@@ -48,6 +53,15 @@ class StageDir:
     def finished(self) -> bool:
         """stage.json is written last."""
         return self.record.is_file()
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How a stage is run: from its newest checkpoint, after a proof that resuming changes nothing."""
+
+    resume: bool = False
+    verify: bool = False
+    resume_line: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,11 @@ class RunDir:
     def features(self) -> Path:
         """Cached sound features; they can be made again and are not part of the record."""
         return self.path / "features"
+
+    @property
+    def tokens(self) -> Path:
+        """Encoded chats; they can be made again and are not part of the record."""
+        return self.path / "tokens"
 
     @property
     def report(self) -> Path:

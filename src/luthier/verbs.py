@@ -18,7 +18,7 @@ from luthier.quickstart import free_folder, headline, lay_out, shipped_recipes
 from luthier.recipe import Recipe, Scale
 from luthier.recipefile import digest, load_recipe, stage_recipes, to_yaml
 from luthier.records import RunManifest
-from luthier.rundir import RunDir, refuse_existing
+from luthier.rundir import RunDir, StageOptions, refuse_existing
 
 _LIBRARIES = (
     "torch",
@@ -62,37 +62,43 @@ def check(recipe: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return found.figures
 
 
-def run(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (), resume: bool = False) -> dict[str, Any]:
-    """Data, stages, evaluation and report, as the recipe says. Returns the headline scores."""
-    return _run(load_recipe(recipe, overrides), recipe, out, overrides, resume)
+def run(
+    recipe: Path,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    verify: bool = False,
+) -> dict[str, Any]:
+    """Data, stages, evaluation and report, as the recipe says. Returns the headline scores.
+
+    `verify`, with `resume`, first goes from one checkpoint of the run to the next once more and compares every byte.
+    """
+    if verify and not resume:
+        raise RequestError("--verify: there is nothing to prove before a run has checkpoints", "give --resume too")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("WORLD_SIZE is above 1: a run uses one process today", "start luthier without torchrun")
+    loaded = load_recipe(recipe, overrides)
+    folder = out or Path("runs") / (loaded.name or recipe.stem)
+    line = _command(recipe, folder, overrides)
+    return _run(loaded, folder, line, StageOptions(resume, verify, f"{line} --resume"))
 
 
-def _refuse_chat(loaded: Recipe, recipe: Path) -> None:
-    if any(stage.task.kind == "chat" for stage in stage_recipes(loaded).values()):
-        raise RequestError(
-            f"{recipe}: task.kind: chat does not train yet",
-            f"luthier data build {recipe} makes its table, luthier check {recipe} examines it with the chat template",
-        )
-
-
-def _run(loaded: Recipe, source: Path, out: Path | None, overrides: Sequence[str], resume: bool) -> dict[str, Any]:
-    _refuse_chat(loaded, source)
-    folder = out or Path("runs") / (loaded.name or source.stem)
-    line = _command(source, folder, overrides)
-    rundir = _open(loaded, folder, line, resume)
+def _run(loaded: Recipe, folder: Path, line: str, options: StageOptions) -> dict[str, Any]:
+    rundir = _open(loaded, folder, line, options.resume)
     with rundir.lock():
         rundir.update_manifest(status="running")
         try:
-            _work(rundir, loaded, resume, f"{line} --resume")
+            _work(rundir, loaded, options)
         except KeyboardInterrupt as error:
             rundir.update_manifest(status="interrupted")
-            raise Interrupted("interrupted; what was done is kept", f"{line} --resume") from error
+            raise Interrupted("interrupted; what was done is kept", options.resume_line) from error
         except Exception as error:
             rundir.update_manifest(status="interrupted" if isinstance(error, Interrupted) else "failed")
             raise
         rundir.update_manifest(status="finished", finished=_now())
         report(rundir.path)
-    say(table(["stage", "accuracy", "AUROC", "Brier", "Bayes AUROC", "share"], headline(rundir.path)))
+    say(headline(rundir.path))
     say(f"report: {rundir.report}")
     return {
         "run": str(rundir.path),
@@ -132,20 +138,25 @@ def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
     return rundir
 
 
-def _work(rundir: RunDir, loaded: Recipe, resume: bool, resume_line: str) -> None:
+def _work(rundir: RunDir, loaded: Recipe, options: StageOptions) -> None:
+    from luthier.data.building.build import build
     from luthier.data.building.mixture import MANIFEST as TABLE
-    from luthier.data.table import build_table, read_table
+    from luthier.data.building.stagecache import default_cache
+    from luthier.data.table import read_manifest
     from luthier.runtime.devices import describe
     from luthier.stages.run import run_stage
     from luthier.stages.sources import table_request
 
     stages = stage_recipes(loaded)
     request = table_request(stages)
-    rows = read_table(rundir.data) if (rundir.data / TABLE).is_file() else build_table(request, rundir.data)
-    rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": rows.digest})
+    if not (rundir.data / TABLE).is_file():
+        # Large sets of chats are worth keeping for the next run; graded answers are read anew.
+        cache = default_cache() if loaded.task.kind == "chat" else None
+        say(build(request, rundir.data, cache).ledger.table())
+    data = str(read_manifest(rundir.data)["digest"])
+    rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": data})
     for name in stages:
-        run_stage(rundir, name, stages, rows, resume=resume, resume_line=resume_line)
-        base = read_json(rundir.stage(name).adapter / "verdict.json")["base_sha256"]
+        base = run_stage(rundir, name, stages, options)
         rundir.update_manifest(hashes={**rundir.read_manifest()["hashes"], "base": base})
 
 
@@ -168,7 +179,6 @@ def rehearse(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (
     from luthier.rehearse import rehearsal
 
     loaded = load_recipe(recipe, overrides)
-    _refuse_chat(loaded, recipe)
     folder = out or Path(tempfile.mkdtemp(prefix="luthier-rehearsal-"))
     refuse_existing(folder)
     import yaml

@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import RequestError
 from luthier.models.toy_tokenizer import SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer, train_tokenizer
-from luthier.models.toys import TOYS, build_toy, write_toy
+from luthier.models.toys import TOYS, WINDOW, build_toy, write_toy
 
 HEARING = "toy:phi4-multimodal"
+TEXT_TWINS = sorted(set(TOYS) - {HEARING})
 
 
 def _heard_logits(model, tokenizer, extractor, frequency):
@@ -56,14 +57,56 @@ def test_plain_transformers_loads_the_hearing_twin_equal(tmp_path: Path):
     assert loaded[1].apply_chat_template(messages) == ours[1].apply_chat_template(messages)
 
 
-def test_plain_transformers_loads_the_text_twin_equal(tmp_path: Path):
-    write_toy("toy:llama", tmp_path)
+@pytest.mark.parametrize("name", TEXT_TWINS)
+def test_plain_transformers_loads_a_text_twin_equal(name, tmp_path: Path):
+    write_toy(name, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    model, tokenizer, extractor = build_toy("toy:llama")
+    model, tokenizer, extractor = build_toy(name)
+    assert type(loaded) is type(model)
     ids = tokenizer("a short text", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
     assert extractor is None
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_one_step_on_a_chat_lowers_its_loss(name):
+    model, tokenizer, _ = build_toy(name)
+    chat = [
+        {"role": "user", "content": "What do you do on Sundays?"},
+        {"role": "assistant", "content": "I walk by the river with my dog, and then we eat soup at my mother's table."},
+    ]
+    ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
+    assert ids.shape[1] > WINDOW
+    before = model(ids, labels=ids).loss
+    before.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.02 * parameter.grad
+        assert model(ids, labels=ids).loss < before - 0.01
+
+
+def test_the_twin_of_a_family_has_what_its_family_is_tested_for():
+    configs = {name: build_toy(name)[0].config for name in TEXT_TWINS}
+    kinds = ["sliding_attention", "full_attention"]
+    assert configs["toy:gemma2"].layer_types == configs["toy:gemma3"].layer_types == kinds
+    assert configs["toy:gemma2"].attn_logit_softcapping == 50.0
+    assert {n for n, config in configs.items() if getattr(config, "sliding_window", None)} == {
+        "toy:gemma2",
+        "toy:gemma3",
+        "toy:mistral",
+        "toy:phi3",
+    }
+    assert {n for n, config in configs.items() if not config.tie_word_embeddings} == {"toy:mistral", "toy:phi3"}
+
+
+def test_a_text_twin_is_the_plain_class_of_its_family():
+    model = build_toy("toy:llama", seed=3)[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        plain = LlamaForCausalLM(LlamaConfig(**model.config.to_diff_dict())).state_dict()
+    assert all(torch.equal(plain[key], value) for key, value in model.state_dict().items())
 
 
 def test_another_sound_gives_other_logits():
@@ -79,7 +122,8 @@ def test_configuration_points_at_the_tokenizer_and_leaves_spare_rows(name):
     config = model.config
     assert config.vocab_size - len(tokenizer) >= 64
     assert config.vocab_size % 64 == 0
-    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    tied = model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert tied == config.tie_word_embeddings
     assert (config.bos_token_id, config.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
     assert set(tokenizer.convert_ids_to_tokens(config.eos_token_id)) == {"<|endoftext|>", "<|end|>"}
     if name == HEARING:

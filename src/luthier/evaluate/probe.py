@@ -14,8 +14,9 @@ from luthier.models.adapters import sound_is_frozen
 from luthier.models.batches import collate
 from luthier.models.encode import PromptEncoder, encode_rows
 from luthier.models.features import FeatureStore
+from luthier.models.learner import StepWeights
 from luthier.models.load import Base
-from luthier.models.verdict import StepWeights, VerdictModel
+from luthier.models.verdict import VerdictModel
 from luthier.recipe import Recipe
 from luthier.runtime.devices import Devices
 
@@ -41,7 +42,7 @@ def seconds_per_row(
     best = float("inf")
     for _ in range(3):  # the first pass warms up
         begin = time.monotonic()
-        with devices.precision():
+        with devices.precision.autocast():
             loss, _ = model.loss(batch, StepWeights(len(examples), 0.0))
         loss.backward()
         float(loss.detach())

@@ -45,7 +45,7 @@ class Judge:
         self.model.eval()
         for part in progress(parts, label, len(parts)):
             batch = collate([examples[i] for i in part], self.store, self.pad_id).to(self.devices.device)
-            with self.devices.precision():
+            with self.devices.precision.autocast():
                 verdicts = self.model.verdicts(batch)
             for name, value in vars(verdicts).items():
                 if value is not None:

@@ -1,66 +1,83 @@
 """What is tuned, and how it is saved: always as a folder that plain `peft` loads on the plain base.
 
-* `lora`: LoRA through PEFT on the decoder by the family's anchored pattern, learned tokens through
-  `trainable_token_indices`, encoder and projector through `modules_to_save` when the recipe tunes them.
-* `full`: every weight that sound and prompt pass through is trained in place. It is saved in PEFT's own format as
+* `lora`: LoRA, rsLoRA or DoRA through PEFT on the modules that `targets` resolves, new tokens through
+  `trainable_token_indices`, whole modules through `modules_to_save`.
+* `full`: every weight that the inputs pass through is trained in place. It is saved in PEFT's own format as
   `modules_to_save` of every module that owns a tuned weight, so the same plain loader serves both.
+
+What is tuned is held in float32 whatever the base is held in: in bfloat16 a usual step is rounded away. A chat's folder
+also says which base and tokenizer it belongs to (adapter_base.json), and is refused on any other.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import CheckpointError, RequestError
+from luthier.files import read_json, write_json
+from luthier.models import quantized
 from luthier.models.load import Base
+from luthier.models.targets import is_tied, lora_targets, name_of, whole_modules
+from luthier.models.text_base import BaseFacts, TextBase
 from luthier.recipe_model import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+FACTS = "adapter_base.json"
 _PREFIX = "base_model.model."
 _NO_LORA = "dummy-target-modules"
 """PEFT's own constant for a configuration without LoRA layers."""
+_SCALE = ("r", "lora_alpha", "use_rslora", "use_dora")
+"""Settings that change what saved tensors mean without changing a name or a shape."""
 
 
-def attach(base: Base, config: ModelConfig, token_ids: dict[str, int], seed: int) -> Any:
-    """Make the base trainable as the recipe says. Returns the PEFT model (lora) or the bare one (full)."""
+def attach(base: Base | TextBase, config: ModelConfig, token_ids: Mapping[str, int], seed: int) -> Any:
+    """Make the base trainable as the recipe says. Returns the PEFT model (lora) or the bare one (full).
+
+    `token_ids` are the new tokens whose rows are trained; fresh weights follow from the seed alone. Gradient
+    checkpointing needs nothing from here as long as it is the non-reentrant kind.
+    """
     if config.tuning == "full":
+        if quantized.kind_of(base.model):
+            raise RequestError(
+                f"model.tuning: full, and {config.base} is quantised", "set model.tuning: lora, or take a whole base"
+            )
         model = base.model.float()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(base.family.frozen))
         return model
-    return _attach_lora(base, config, token_ids, seed)
+    return _attach_lora(base, config, sorted({*token_ids.values(), *base.grown}), seed)
 
 
-def _attach_lora(base: Base, config: ModelConfig, token_ids: dict[str, int], seed: int) -> Any:
+def _attach_lora(base: Base | TextBase, config: ModelConfig, rows: list[int], seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    pattern = config.lora.target_modules or base.family.decoder_pattern
-    targets = [name for name, _ in base.model.named_modules() if re.fullmatch(pattern, name)]
-    if not targets:
-        raise RequestError(
-            f"model.lora.target_modules: {pattern!r} matches no module of {config.base}",
-            "leave it empty to take the family's pattern",
-        )
-    hearing = (base.family.encoder, *base.family.projector, *base.family.frozen)
-    leaks = [name for name in targets if name.startswith(hearing)]
-    if leaks:
-        raise RequestError(
-            f"model.lora.target_modules: {pattern!r} reaches into the encoders ({leaks[0]})",
-            "anchor it, as in model\\.layers\\.\\d+\\.(self_attn|mlp)\\..*",
-        )
-    whole = [base.family.encoder] * config.train_encoder + list(base.family.projector) * config.train_projector
+    _refuse_dora_on_int8(base.model, config)
+    targets = lora_targets(base.model, base.family, config.lora.target_modules)
+    whole = whole_modules(base.model, config.modules_to_save, targets)
+    if isinstance(base, Base):
+        whole += [base.family.encoder] * config.train_encoder + list(base.family.projector) * config.train_projector
+    ends = {name_of(base.model, part) for part in (base.model.get_input_embeddings(), _head(base.model))}
+    together = is_tied(base.model) and not ends.isdisjoint(whole)
     settings = LoraConfig(
+        task_type="CAUSAL_LM" if isinstance(base, TextBase) else None,
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=pattern,
+        use_rslora=config.lora.use_rslora,
+        use_dora=config.lora.use_dora,
+        target_modules=targets,
         modules_to_save=whole or None,
-        trainable_token_indices={"embed_tokens": sorted(token_ids.values())},
+        trainable_token_indices=_token_rows(base, rows, whole, together) or None,
+        ensure_weight_tying=together,
         base_model_name_or_path=config.base,
+        revision=base.revision or None if isinstance(base, TextBase) else None,
         bias="none",
     )
     base.model.name_or_path = config.base  # PEFT writes this name into adapter_config.json
@@ -73,62 +90,135 @@ def _attach_lora(base: Base, config: ModelConfig, token_ids: dict[str, int], see
     return model
 
 
+def _token_rows(base: Base | TextBase, rows: list[int], whole: list[str], together: bool) -> dict[str, list[int]]:
+    """Which rows of which matrix are trained alone: of the embedding, and of a head that is a matrix of its own.
+
+    PEFT lets a tied head follow the embedding; a matrix that is trained whole needs no rows.
+    """
+    model = base.model
+    parts = [model.get_input_embeddings()] if is_tied(model) else [model.get_input_embeddings(), _head(model)]
+    names = [] if together or not rows else [name_of(model, part) for part in parts]
+    if isinstance(getattr(_head(model), "bias", None), torch.Tensor) and names:
+        raise RequestError(
+            f"model.added_tokens: the head of {base.family.name} has a bias, which PEFT would leave out",
+            "leave model.added_tokens empty, or set model.tuning: full",
+        )
+    return {name: rows for name in names if name not in whole}
+
+
+def _head(model: Any) -> torch.nn.Module:
+    head: torch.nn.Module = model.get_output_embeddings()
+    return head
+
+
+def _refuse_dora_on_int8(model: Any, config: ModelConfig) -> None:
+    """On a processor PEFT copies an int8 weight for DoRA's norm and loses its scales on the way."""
+    if config.lora.use_dora and quantized.kind_of(model) == "int8" and model.device.type == "cpu":
+        raise RequestError(
+            "model.lora.use_dora: does not work on int8 weights on a processor", "set model.quantization: nf4"
+        )
+
+
 def bare(model: Any) -> Any:
     """The model of transformers under a PEFT wrapper (adapters stay active in its modules)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def state(model: Any) -> dict[str, torch.Tensor]:
-    """What is tuned, by PEFT's saved names, on the CPU and sorted."""
+def _live(model: Any) -> dict[str, torch.Tensor]:
+    """What is tuned, by PEFT's saved names, sorted: the very tensors, not copies."""
     if hasattr(model, "get_base_model"):
         from peft import get_peft_model_state_dict
 
         found = get_peft_model_state_dict(model, save_embedding_layers=False)
     else:
         found = {_PREFIX + name: value for name, value in _tuned(model)}
-    return {name: found[name].detach().cpu().contiguous().clone() for name in sorted(found)}
+    return {name: found[name].detach() for name in sorted(found)}
 
 
-def save(model: Any, folder: Path, base_name: str) -> None:
-    """Write adapter_model.safetensors and adapter_config.json into a folder that is being filled."""
+def state(model: Any) -> dict[str, torch.Tensor]:
+    """What is tuned, by PEFT's saved names, as copies on the CPU, sorted."""
+    return {name: value.cpu().contiguous().clone() for name, value in _live(model).items()}
+
+
+def save(model: Any, folder: Path, base_name: str, facts: BaseFacts | None = None) -> None:
+    """Write adapter_model.safetensors and adapter_config.json into a folder that is being filled.
+
+    With `facts`, adapter_base.json too: a verdict says them in its own package.
+    """
     save_file(state(model), str(folder / WEIGHTS))
+    settings = _settings(model, base_name)
+    training, settings.inference_mode = settings.inference_mode, True
+    settings.save_pretrained(str(folder))
+    settings.inference_mode = training
+    if facts is not None:
+        write_json(folder / FACTS, facts.as_json())
+
+
+def _settings(model: Any, base_name: str) -> Any:
+    """PEFT's configuration of a tuned model."""
     if hasattr(model, "get_base_model"):
-        settings = model.peft_config["default"]
-        training, settings.inference_mode = settings.inference_mode, True
-        settings.save_pretrained(str(folder))
-        settings.inference_mode = training
-        return
+        return model.peft_config["default"]
     from peft import LoraConfig
 
     owners = _owners(model, [name for name, _ in _tuned(model)])
-    LoraConfig(
-        r=1,
-        target_modules=_NO_LORA,
-        modules_to_save=owners,
-        base_model_name_or_path=base_name,
-        inference_mode=True,
-        task_type=None,
-    ).save_pretrained(str(folder))
+    return LoraConfig(
+        r=1, target_modules=_NO_LORA, modules_to_save=owners, base_model_name_or_path=base_name, task_type=None
+    )
 
 
-def restore(model: Any, folder: Path) -> None:
-    """Put saved weights back. Raises CheckpointError naming keys when names or shapes differ."""
-    saved = load_file(str(folder / WEIGHTS))
-    here = state(model)
+def restore(model: Any, folder: Path, facts: BaseFacts | None = None) -> None:
+    """Put saved weights back, to the last bit.
+
+    Raises CheckpointError when a file is missing or torn, when names, shapes or the adapter's scale differ, and (with
+    `facts`) when it was trained on another base or tokenizer. Nothing is changed before all is checked.
+    """
+    if facts is not None:
+        _check_base(_read(folder / FACTS), facts, folder)
+    _check_scale(_read(folder / CONFIG), _settings(model, ""), folder)
+    saved = _read(folder / WEIGHTS)
+    here = _live(model)
     differing = sorted(set(saved) ^ set(here)) or [key for key in here if here[key].shape != saved[key].shape]
     if differing:
         raise CheckpointError(
             f"{folder / WEIGHTS}: {len(differing)} weights do not fit the model, such as {differing[0]}",
             "use the recipe and base that it was trained with",
         )
-    if hasattr(model, "get_base_model"):
-        from peft import set_peft_model_state_dict
+    with torch.no_grad():
+        for name, value in here.items():
+            value.copy_(saved[name])
 
-        set_peft_model_state_dict(model, saved)
-    else:
-        with torch.no_grad():
-            for name, parameter in _tuned(model):
-                parameter.copy_(saved[_PREFIX + name])
+
+def _read(path: Path) -> Any:
+    try:
+        return load_file(str(path)) if path.suffix == ".safetensors" else read_json(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = "is missing" if not path.is_file() else f"cannot be read ({error})"
+        raise CheckpointError(f"{path}: {reason}", "take the folder from its origin again") from error
+
+
+def _check_scale(saved: dict[str, Any], here: Any, folder: Path) -> None:
+    for key in _SCALE:
+        if saved.get(key) != getattr(here, key):
+            raise CheckpointError(
+                f"{folder / CONFIG}: {key} is {saved.get(key)}, and {getattr(here, key)} in the recipe",
+                "use the model.lora settings that it was trained with",
+            )
+
+
+def _check_base(saved: dict[str, Any], facts: BaseFacts, folder: Path) -> None:
+    """Names may differ (a copy in another place is the same base); bytes may not."""
+    wanted = facts.as_json()
+    for key, what in (
+        ("quantization", "on a base held in another way"),
+        ("weights_sha256", "on other weights"),
+        ("tokenizer_sha256", "with another tokenizer or chat template"),
+        ("added_tokens", "with other model.added_tokens"),
+    ):
+        if saved.get(key) != wanted[key]:
+            raise CheckpointError(
+                f"{folder / FACTS}: trained {what}: {key} is {saved.get(key)!r}, and {wanted[key]!r} for {facts.name}",
+                f"use {saved.get('name')} {saved.get('revision') or ''}".rstrip() + ", as its recipe has it",
+            )
 
 
 def reset_tokens(model: Any, base: Base, token_ids: dict[str, int], rows: torch.Tensor) -> None:

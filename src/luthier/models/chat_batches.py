@@ -36,8 +36,15 @@ class ChatBatch:
     place_N: torch.Tensor
     target_N: torch.Tensor
     weight_N: torch.Tensor
-    total: float
-    """The sum of `weight_N`, taken on the host."""
+    learned: tuple[int, ...]
+    """How many of the N positions are each row's."""
+    totals: tuple[float, ...]
+    """Each row's sum of `weight_N`, taken on the host."""
+
+    @property
+    def total(self) -> float:
+        """The weight of all targets."""
+        return sum(self.totals)
 
     @property
     def tokens(self) -> int:
@@ -75,7 +82,8 @@ def collate(lessons: Sequence[Lesson], packed: bool, pad_id: int) -> ChatBatch:
         place_N=torch.from_numpy(place_N - 1),  # a token is predicted where the one before it stands
         target_N=torch.from_numpy(ids_T[place_N]),
         weight_N=torch.from_numpy(weight_N),
-        total=float(weight_N.sum(dtype=np.float64)),
+        learned=tuple(len(place) for place in places),
+        totals=tuple(float(weight.sum(dtype=np.float64)) for weight in weights),
     )
 
 
@@ -91,14 +99,24 @@ class Layout:
 
 
 class ChatFeed(Feed):
-    """Optimizer steps over lessons. `order(epoch)` gives the lessons of an epoch, each as often as it is shown."""
+    """Optimizer steps over lessons. `order(epoch)` gives the lessons of an epoch, each as often as it is shown.
 
-    def __init__(self, lessons: Lessons, order: Callable[[int], NDArray[np.int64]], layout: Layout, seed: int) -> None:
+    `rows_per_epoch` is given by a run that ends within its first epoch and has encoded a part of it.
+    """
+
+    def __init__(
+        self,
+        lessons: Lessons,
+        order: Callable[[int], NDArray[np.int64]],
+        layout: Layout,
+        seed: int,
+        rows_per_epoch: int = 0,
+    ) -> None:
         self.lessons, self.layout, self.seed = lessons, layout, seed
         self._order = lru_cache(maxsize=2)(order)
         self._first = [0]
         """Steps before each epoch, as far as they have been asked for."""
-        self.steps_per_epoch = self._steps_of(0)
+        self.steps_per_epoch = -(-rows_per_epoch // layout.batch_size) or self._steps_of(0)
 
     def _steps_of(self, epoch: int) -> int:
         steps = -(-len(self._order(epoch)) // self.layout.batch_size)
@@ -162,8 +180,9 @@ class ChatFeed(Feed):
         return max(lengths[group[0]], lengths[row]) * (len(group) + 1)
 
 
-def in_order(lessons: Lessons, layout: Layout) -> Iterator[ChatBatch]:
-    """All lessons once, for looking at them without training."""
-    feed = ChatFeed(lessons, lambda _epoch: np.arange(len(lessons)), replace(layout, batch_size=len(lessons)), 0)
-    for group in feed.layout_of(range(len(lessons))):
-        yield collate([lessons[row] for row in group], layout.packed, layout.pad_id)
+def in_order(lessons: Lessons, layout: Layout) -> Iterator[tuple[list[int], ChatBatch]]:
+    """All lessons once, rows of like length together, for looking at them without training: (numbers, their batch)."""
+    by_length = np.argsort(lessons.lengths, kind="stable").tolist()
+    feed = ChatFeed(lessons, lambda _epoch: np.arange(len(lessons)), layout, 0)
+    for group in feed.layout_of(by_length):
+        yield group, collate([lessons[row] for row in group], layout.packed, layout.pad_id)

@@ -1,4 +1,4 @@
-"""Facts of a model family: where its decoder, sound encoder and projector are, and how sound goes in.
+"""Facts of a model family: where its decoder is, and for one that hears, how sound goes in.
 
 Shapes: B rows, L tokens, D model width, T mel frames, F mel bins, S sound tokens.
 
@@ -28,19 +28,35 @@ SOUND_QUANTUM = 10_240
 """Samples (0.64 s): recordings are padded with silence to a multiple of it."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """One architecture. Names of modules are relative to the bare model (without PEFT)."""
+@dataclass(frozen=True, kw_only=True)
+class TextFamily:
+    """What tuning on text must know of an architecture. Names of modules are relative to the bare model."""
 
     name: str
+    decoder_pattern: str
+    """Attention and MLP projections, anchored at the decoder's layers: lists of names leak into encoders.
+    Empty where we do not know the architecture."""
+    frozen: tuple[str, ...] = ()
+    """Prefixes of parts that the inputs never pass through; they are never tuned."""
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """Prefixes of parts that LoRA must stay out of."""
+        return self.frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(TextFamily):
+    """An architecture that judges recordings."""
+
     revision: str
     """The hub revision with the native layout."""
-    decoder_pattern: str
-    """Anchored at the decoder's layers: lists of names leak into the sound encoder."""
     encoder: str
     projector: tuple[str, ...]
-    frozen: tuple[str, ...]
-    """Parts that sound and text never pass through; they are never tuned."""
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        return (self.encoder, *self.projector, *self.frozen)
 
     def audio_token_id(self, model: Any) -> int:
         """The id whose positions are filled with sound."""
@@ -69,10 +85,14 @@ class Family:
         return projected
 
 
+_LAYERS = r"model\.(language_model\.)?layers\.\d+\."
+_SPLIT = _LAYERS + r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+_FUSED = _LAYERS + r"(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))"
+
 PHI4_MULTIMODAL = Family(
     name="phi4_multimodal",
     revision="refs/pr/70",
-    decoder_pattern=r"model\.layers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))",
+    decoder_pattern=_FUSED,
     encoder="model.embed_tokens_extend.audio_embed.encoder",
     projector=(
         "model.embed_tokens_extend.audio_embed.up_proj_for_speech",
@@ -86,6 +106,21 @@ PHI4_MULTIMODAL = Family(
 )
 FAMILIES = {PHI4_MULTIMODAL.name: PHI4_MULTIMODAL}
 
+_SIGHT = ("model.vision_tower", "model.multi_modal_projector")
+TEXT_FAMILIES = {
+    family.name: family
+    for family in (
+        *(
+            TextFamily(name=name, decoder_pattern=_SPLIT)
+            for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+        ),
+        TextFamily(name="gemma3", decoder_pattern=_SPLIT, frozen=_SIGHT),
+        TextFamily(name="phi3", decoder_pattern=_FUSED),
+        TextFamily(name="phi4_multimodal", decoder_pattern=_FUSED, frozen=("model.embed_tokens_extend",)),
+    )
+}
+"""By the model_type of config.json. Phi-4 (text) is a phi3."""
+
 
 def family_of(model: Any) -> Family:
     """The family of a loaded model. Raises RequestError for one that verdicts do not support."""
@@ -97,8 +132,17 @@ def family_of(model: Any) -> Family:
     return FAMILIES[name]
 
 
+def text_family_of(model: Any) -> TextFamily:
+    """The family of a model that is tuned on text; one without a pattern for an architecture not in the table."""
+    name = model.config.model_type
+    return TEXT_FAMILIES.get(name, TextFamily(name=name, decoder_pattern=""))
+
+
 def parameters_digest(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
-    """sha256 over names, types and bytes of the parameters whose names begin with one of `prefixes`."""
+    """sha256 over names, types, shapes and bytes of the state whose names begin with one of `prefixes`.
+
+    The state of a quantised model is what is packed, with its scales.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if name.startswith(prefixes):

@@ -1,14 +1,15 @@
-"""A base model with its tokenizer and feature extractor: from the hub, a folder, or a toy twin.
+"""Weights from the hub, a folder or a toy twin; and a base that hears, with its tokenizer and feature extractor.
 
-No remote code is ever run. The hub's `microsoft/Phi-4-multimodal-instruct` has two layouts: `main` is made for
-remote code (model type phi4mm), `refs/pr/70` is the native one. We load the native one. Its speech ability sits in a
-LoRA folder of its own (speech-lora): `model.builtin_adapter` names it, and it is merged into the base before
-our adapter goes on top, so that one adapter is trained, saved and loaded.
+No remote code is ever run, and no pickle is read. The hub's `microsoft/Phi-4-multimodal-instruct` has two layouts:
+`main` is made for remote code (model type phi4mm), `refs/pr/70` is the native one. We load the native one. Its speech
+ability sits in a LoRA folder of its own (speech-lora): `model.builtin_adapter` names it, and it is merged into the base
+before our adapter goes on top, so that one adapter is trained, saved and loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from luthier.files import sha256_bytes, sha256_file
 from luthier.models.families import FAMILIES, PHI4_MULTIMODAL, Family, family_of, parameters_digest
 from luthier.recipe_model import ModelConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Base:
 
     Taken before the merge, whose last bits may differ from machine to machine.
     """
+    grown: range = range(0)
+    """Rows that the embedding was grown by: none, for a verdict's tokens take spare rows."""
 
 
 def load_base(config: ModelConfig) -> Base:
@@ -60,43 +63,89 @@ def load_base(config: ModelConfig) -> Base:
 
 
 def _load_native(config: ModelConfig, revision: str | None) -> tuple[Any, Any, Any]:
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoFeatureExtractor, AutoTokenizer
 
-    where = {"revision": revision, "trust_remote_code": False}
-    try:
-        found = AutoConfig.from_pretrained(config.base, **where)
-        if found.model_type not in FAMILIES:
-            raise RequestError(
-                f"model.base: {config.base} has architecture {found.model_type!r}",
-                f"choose one of: {', '.join(FAMILIES)}; for Phi-4-multimodal set model.revision to "
-                f"{PHI4_MULTIMODAL.revision}, the layout without remote code",
-            )
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            config.base, dtype=DTYPES[config.dtype], output_loading_info=True, **where
+    found = read_config(config.base, revision)
+    if found.model_type not in FAMILIES:
+        raise RequestError(
+            f"model.base: {config.base} has architecture {found.model_type!r}",
+            f"choose one of: {', '.join(FAMILIES)}; for Phi-4-multimodal set model.revision to "
+            f"{PHI4_MULTIMODAL.revision}, the layout without remote code",
         )
-        _refuse_missing(config.base, FAMILIES[found.model_type], loading["missing_keys"])
+    model = load_weights(config.base, revision, may_lack=FAMILIES[found.model_type].frozen, dtype=DTYPES[config.dtype])
+    where = {"revision": revision, "trust_remote_code": False}
+    with _said(config.base):
         return (
             model,
             AutoTokenizer.from_pretrained(config.base, **where),
             AutoFeatureExtractor.from_pretrained(config.base, **where),
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0][:200]
+
+
+def read_config(name: str, revision: str | None) -> Any:
+    """The config.json of a folder or hub model as transformers reads it. Errors as of `load_weights`."""
+    from transformers import AutoConfig
+
+    with _said(name):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+def load_weights(name: str, revision: str | None, may_lack: tuple[str, ...] = (), **options: Any) -> Any:
+    """A causal language model from a folder or the hub, in evaluation mode.
+
+    `may_lack` are prefixes of weights that the checkpoint may do without; `options` go to `from_pretrained`. Raises
+    SourceError when it cannot be reached or read, RequestError when it lacks weights, needs code of its own, or is an
+    adapter.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _said(name):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    _refuse_missing(name, may_lack, loading["missing_keys"])
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise RequestError(
+            f"model.base: {name} has an adapter in it (adapter_config.json)",
+            "name the base alone, or one into which the adapter was merged",
+        )
+    return model
+
+
+@contextmanager
+def _said(name: str) -> Iterator[None]:
+    """Turn the library's errors about a base into ours."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):  # such as no memory left on the device
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if "phi4mm" in str(error):  # the hub's main revision
             raise RequestError(
-                f"model.base: {config.base} is in the layout that needs remote code, which is never run",
+                f"model.base: {name} is in the layout that needs remote code, which is never run",
                 f"set model.revision to {PHI4_MULTIMODAL.revision}",
             ) from error
+        if "trust_remote_code" in str(error):
+            raise RequestError(
+                f"model.base: {name} needs remote code, which is never run",
+                "choose a base whose architecture is in transformers",
+            ) from error
         raise SourceError(
-            f"model.base: {config.base} cannot be loaded: {first}",
+            f"model.base: {name} cannot be loaded: {first}",
             "check the name and the network, or give a local folder: --set model.base=FOLDER "
-            "(--set model.base=toy:phi4-multimodal to try the recipe without weights)",
+            "(--set model.base=toy:phi4-multimodal or toy:llama to try the recipe without weights)",
         ) from error
 
 
-def _refuse_missing(name: str, family: Family, keys: Iterable[str]) -> None:
+def _refuse_missing(name: str, may_lack: tuple[str, ...], keys: Iterable[str]) -> None:
     """The library gives weights that a checkpoint lacks random values, and only prints a report."""
-    missing = sorted(key for key in keys if not key.startswith(family.frozen))
+    missing = sorted(key for key in keys if not key.startswith(may_lack))
     if missing:
         raise RequestError(
             f"model.base: {name} lacks {len(missing)} weights, such as {missing[0]}",

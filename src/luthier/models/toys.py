@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
+    AutoConfig,
+    AutoModelForCausalLM,
     Phi4MultimodalAudioConfig,
     Phi4MultimodalConfig,
     Phi4MultimodalFeatureExtractor,
@@ -53,12 +53,15 @@ class ToySize:
     """At the usual 0.02 the sound vanishes on its way through so narrow a model, and nothing is learned."""
 
 
+Builder = Callable[[ToySize, PreTrainedTokenizerFast], PreTrainedModel]
+
+
 @dataclass(frozen=True, slots=True)
 class Toy:
     """One twin: its size, how its model is built, and whether it hears."""
 
     size: ToySize
-    build: Callable[[ToySize, PreTrainedTokenizerFast], PreTrainedModel]
+    build: Builder
     hears: bool
 
 
@@ -112,7 +115,7 @@ def _text_fields(size: ToySize, tokenizer: PreTrainedTokenizerFast) -> dict[str,
         "num_key_value_heads": size.num_key_value_heads,
         "initializer_range": size.initializer_range,
         "max_position_embeddings": 8192,
-        # The published checkpoint ties its head to the embeddings, and so do its twins.
+        # As the small published checkpoints do; a family that does not says so in its facts.
         "tie_word_embeddings": True,
         "bos_token_id": tokenizer.bos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -153,11 +156,52 @@ def _phi4_multimodal(size: ToySize, tokenizer: PreTrainedTokenizerFast) -> PreTr
     return model
 
 
-def _llama(size: ToySize, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**_text_fields(size, tokenizer)))
+def _decoder(model_type: str, **facts: Any) -> Builder:
+    """A builder of a text-only twin: the class that transformers has for `model_type`, with its family's facts."""
 
+    def build(size: ToySize, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(model_type, **(_text_fields(size, tokenizer) | facts))
+        )
+
+    return build
+
+
+HEAD_WIDTH = ToySize().hidden_size // ToySize().num_attention_heads
+"""For families whose heads have a width of their own, by default that of the big sister."""
+WINDOW = 48
+"""Tokens that a layer with a sliding window looks back on, itself included: less than a toy chat has."""
+
+TWO_KINDS = ToySize(num_hidden_layers=2)
+"""For families that alternate between windowed and full attention: one layer of each."""
 
 TOYS: dict[str, Toy] = {
     "toy:phi4-multimodal": Toy(ToySize(), _phi4_multimodal, hears=True),
-    "toy:llama": Toy(ToySize(), _llama, hears=False),
+    "toy:llama": Toy(ToySize(), _decoder("llama"), hears=False),
+    "toy:qwen2": Toy(ToySize(), _decoder("qwen2"), hears=False),
+    "toy:qwen3": Toy(ToySize(), _decoder("qwen3", head_dim=HEAD_WIDTH), hears=False),
+    "toy:gemma2": Toy(
+        TWO_KINDS,
+        _decoder("gemma2", head_dim=HEAD_WIDTH, query_pre_attn_scalar=HEAD_WIDTH, sliding_window=WINDOW),
+        hears=False,
+    ),
+    "toy:gemma3": Toy(
+        TWO_KINDS,
+        _decoder(
+            "gemma3_text",
+            head_dim=HEAD_WIDTH,
+            query_pre_attn_scalar=HEAD_WIDTH,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        hears=False,
+    ),
+    # The published Phi-3 and Mistral have a head of their own, apart from the embeddings.
+    "toy:phi3": Toy(
+        ToySize(),
+        _decoder("phi3", sliding_window=WINDOW, original_max_position_embeddings=8192, tie_word_embeddings=False),
+        hears=False,
+    ),
+    "toy:mistral": Toy(ToySize(), _decoder("mistral", sliding_window=WINDOW, tie_word_embeddings=False), hears=False),
 }
+"""Every twin by name."""

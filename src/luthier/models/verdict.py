@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from luthier.errors import CheckpointError
 from luthier.models import adapters
@@ -134,7 +133,9 @@ class VerdictModel(Learner):
         """The adapter in PEFT's format, and the head beside it where there is one."""
         adapters.save(self.language_model, folder, bare(self.language_model).name_or_path)
         if self.head is not None:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(self.head.state_dict().items())}
+            tensors = {
+                name: value.detach().cpu().contiguous() for name, value in sorted(self.head.state_dict().items())
+            }
             save_file(tensors, str(folder / HEAD))
 
     def load(self, folder: Path) -> None:

@@ -1,13 +1,26 @@
 """Checkpoints: written whole or not at all, verified byte for byte before they are trusted, rotated by step.
 
-A checkpoint holds the adapter in PEFT's format, the optimizer's tensors, and `state.json`. There is no random
-state in it: the loop seeds every step from (seed, step). Nothing is pickled.
+A checkpoint is a sealed folder: what the learner saves of itself, the optimizer's tensors, and `state.json`. There is
+no random state in it: the loop seeds every step from (seed, step). Nothing is pickled. It knows no task and no model.
+
+What it promises, each proved by breaking every operation of a save (tests/runtime/test_faults.py):
+
+* A kill, a full disk or a power cut at any moment leaves the checkpoints as they were before the save or after it.
+* Nothing is deleted before its successor is sealed and read back from the disk.
+* A broken checkpoint is never used and never in the way: `newest` moves it to quarantine/ with the reason, says so,
+  and falls back to the one before. A checkpoint whose best checkpoint is lost counts as broken, for the run's end
+  needs it. When none is left, training starts again from step 0, and that is said too: training is a function of the
+  recipe, so it ends in the same weights, later. What is whole but does not fit (another base, a renamed key) is
+  refused by name instead, and stays where it is.
+* A save that fails in mid-training is said and counted, and tried again when the next one is due; training goes on.
 """
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,114 +28,208 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.console import say
-from luthier.errors import CheckpointError
-from luthier.files import MANIFEST, atomic_folder, read_json, verify_folder, write_json
-from luthier.models import adapters
-from luthier.models.verdict import VerdictModel
+from luthier.errors import CheckpointError, DiskError
+from luthier.files import (
+    MANIFEST,
+    append_jsonl,
+    atomic_folder,
+    move_folder,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    verify_folder,
+    write_json,
+)
+from luthier.models.learner import Learner
+from luthier.runtime import optimizer_state
+from luthier.runtime.disk import check_room, check_room_to_save, checkpoint_bytes
 
-HEAD = "verdict_head.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER_FACTS = "optimizer.json"
 STATE = "state.json"
+QUARANTINE = "quarantine"
+_NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one stage."""
+    """The checkpoints of one stage. One process at a time works with them (the run's lock)."""
 
     folder: Path
     base_name: str
+    """Written into the manifest for people; whether a base fits is for the learner to say, by its digest."""
     keep: int = 2
+    every: int = 50
+    """Steps between saves."""
+    minutes: float = 0.0
+    """Also save when so many minutes have gone since the last attempt; 0: never. Results do not depend on it."""
+    saved: int = 0
+    failed_saves: int = 0
+    _attempted: float = field(default_factory=time.monotonic)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """Steps that have a sealed folder, in order."""
-        return sorted(int(item.parent.name[5:]) for item in self.folder.glob(f"step-*/{MANIFEST}"))
+        """Steps that have a sealed folder, in order, as their manifests say."""
+        return sorted(step for step in self._named() if _sealed_step(self.path(step)) == step)
 
-    def save(self, model: VerdictModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Save step `state["step"]`, then drop what rotation allows (never the best, never the newest two)."""
+    def due(self, step: int, now: float) -> bool:
+        """Whether to save after `step`; `now` is time.monotonic()."""
+        return step % self.every == 0 or (self.minutes > 0 and now - self._attempted >= 60 * self.minutes)
+
+    def status(self) -> dict[str, int]:
+        """What the run's record says of them."""
+        return {"saved": self.saved, "failed_saves": self.failed_saves, "quarantined": len(self._quarantined())}
+
+    def check_room(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+        """Raise RequestError, before training, where those to keep and the one being written have no room."""
+        count = max(2, self.keep) + 1 - len(self.steps())
+        check_room(self.folder, checkpoint_bytes(learner, optimizer), max(1, count))
+
+    def save(
+        self, learner: Learner, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, must: bool = False
+    ) -> bool:
+        """Save step `state["step"]`, then drop what rotation allows (never the best, never the newest two).
+
+        Returns whether it is there, sealed and read back. A disk that refuses is said and counted; with `must` (the
+        end of a training, a stop that was asked for) it raises DiskError, for then nothing would try again.
+        """
+        self._attempted = time.monotonic()
         step = int(state["step"])
-        if step in self.steps() and verify_folder(self.path(step)) is None:
-            return
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        with atomic_folder(self.path(step), {"step": step}) as folder:
-            save_model(model, folder, self.base_name)
-            save_file(_optimizer_tensors(optimizer), str(folder / OPTIMIZER))
-            write_json(folder / STATE, state)
-        kept = set(self.steps()[-max(2, self.keep) :]) | {int(state.get("best_step") or 0)}
-        for old in self.steps():
-            if old not in kept:
-                shutil.rmtree(self.path(old))
+        try:
+            self._write(step, learner, optimizer, state)
+        except DiskError as error:
+            self.failed_saves += 1
+            if must:
+                raise
+            kept = self.steps()
+            say(
+                f"step {step} could NOT be saved ({error.message}); training goes on, the last checkpoint is "
+                f"{f'step {kept[-1]}' if kept else 'none'}, and saving is tried again when it is next due"
+            )
+            return False
+        self.saved += 1
+        self._rotate()
+        return True
 
     def newest(self) -> int | None:
-        """The newest step whose every byte verifies; a broken one is set aside with its reason, and said."""
-        for step in reversed(self.steps()):
-            wrong = verify_folder(self.path(step))
+        """The newest step whose every byte verifies, and its best one's; broken ones are set aside, and said.
+
+        Removes what killed saves left. None where there is none: said loudly when there have been some.
+        """
+        remove_leftovers(self.folder)
+        for step in sorted(self._named(), reverse=True):
+            wrong = self._wrong(step)
             if wrong is None:
                 return step
             set_aside(self.path(step), wrong)
+        if self._quarantined():
+            say(
+                f"NO checkpoint in {self.folder} can be trusted: training starts again from step 0; "
+                f"the broken ones are in {self.folder / QUARANTINE}"
+            )
         return None
 
-    def restore(self, step: int, model: VerdictModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put model and optimizer back as they were after `step`. Returns the state."""
+    def restore(self, step: int, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Put learner and optimizer back as they were after `step`. Returns the state.
+
+        Raises CheckpointError where the checkpoint is broken or does not fit.
+        """
         folder = self.path(step)
-        load_model(model, folder)
-        _restore_optimizer(optimizer, load_file(str(folder / OPTIMIZER)), folder)
+        wrong = self._wrong(step)
+        if wrong is not None:
+            raise CheckpointError(f"{folder}: {wrong}", "resume the run: it goes back to one that is whole by itself")
+        learner.load(folder)
+        tensors, facts = load_file(str(folder / OPTIMIZER)), read_json(folder / OPTIMIZER_FACTS)
+        optimizer_state.unpack(optimizer, learner.tuned(), tensors, facts)
         state: dict[str, Any] = read_json(folder / STATE)
         return state
 
+    def _write(self, step: int, learner: Learner, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Seal the folder of `step` and read it back from the disk. Raises DiskError; what was there before stays."""
+        target = self.path(step)
+        if target.exists():
+            wrong = self._wrong(step)
+            if wrong is None:  # a step's checkpoint is a function of the step
+                return
+            set_aside(target, wrong)
+        remove_leftovers(self.folder)
+        check_room_to_save(self.folder, checkpoint_bytes(learner, optimizer))
+        with atomic_folder(target, {"step": step, "base": self.base_name}) as folder:
+            learner.save(folder)
+            # Straight from the tensors' memory: through bytes it would cost twice their size at the peak.
+            tensors, facts = optimizer_state.pack(optimizer, learner.tuned())
+            save_file(tensors, str(folder / OPTIMIZER))
+            write_json(folder / OPTIMIZER_FACTS, facts)
+            write_json(folder / STATE, state)
+        wrong = verify_folder(target, from_disk=True)
+        if wrong is not None:
+            set_aside(target, wrong)
+            raise DiskError(f"{target}: read back, {wrong}", "look at the disk")
+
+    def _rotate(self) -> None:
+        """Drop all but the newest and the best of each. A folder that cannot be dropped stays for the next time."""
+        steps = self.steps()
+        newest = steps[-max(2, self.keep) :]
+        for step in sorted(set(steps) - {*newest, *(self._best(step) for step in newest)}):
+            try:
+                remove_folder(self.path(step))
+            except DiskError as error:
+                say(str(error))
+
+    def _wrong(self, step: int) -> str | None:
+        """What keeps the checkpoint of `step` from being trusted, or None."""
+        folder = self.path(step)
+        wrong = verify_folder(folder)
+        if wrong is not None:
+            return wrong
+        sealed = read_json(folder / MANIFEST)
+        if sealed.get("step") != step:
+            return f"{MANIFEST} is that of step {sealed.get('step')}"
+        for name in (OPTIMIZER, OPTIMIZER_FACTS, STATE):
+            if name not in sealed["files"]:
+                return f"{name} is missing, and {MANIFEST} does not name it"
+        best = self._best(step)
+        if best not in (0, step):
+            wrong = verify_folder(self.path(best))
+            return wrong and f"its best checkpoint, step {best}, is lost: {wrong}"
+        return None
+
+    def _best(self, step: int) -> int:
+        """The step that the state of a sealed checkpoint calls the best; 0 for none."""
+        return int(read_json(self.path(step) / STATE).get("best_step") or 0)
+
+    def _named(self) -> list[int]:
+        """Steps that a folder is named after, whole or not. Other names (a copy made by hand) are left alone."""
+        found = (_NAME.fullmatch(item.name) for item in self.folder.glob("step-*"))
+        return [int(match[1]) for match in found if match]
+
+    def _quarantined(self) -> list[Path]:
+        return list((self.folder / QUARANTINE).glob("step-*"))
+
 
 def set_aside(folder: Path, wrong: str) -> None:
-    """Move a broken sealed folder out of the way, to quarantine/ beside it, and say why."""
-    aside = folder.parent / "quarantine" / folder.name
+    """Move a broken sealed folder out of the way, to quarantine/ beside it, write down why, and say so."""
+    aside = folder.parent / QUARANTINE / folder.name
     say(f"{folder} is broken ({wrong}); set aside in {aside.parent}")
-    aside.parent.mkdir(exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+    move_folder(folder, aside)
+    with suppress(DiskError):  # it was said; a full disk is no reason to stop here
+        append_jsonl(aside.parent / "reasons.jsonl", {"folder": folder.name, "reason": wrong})
 
 
-def save_model(model: VerdictModel, folder: Path, base_name: str) -> None:
-    """The adapter in PEFT's format, and the head beside it where there is one."""
-    adapters.save(model.language_model, folder, base_name)
-    if model.head is not None:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(model.head.state_dict().items())}
-        save_file(tensors, str(folder / HEAD))
+def _sealed_step(folder: Path) -> int | None:
+    """The step in a folder's manifest; None where that cannot be read."""
+    try:
+        step: int = read_json(folder / MANIFEST)["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step
 
 
-def load_model(model: VerdictModel, folder: Path) -> None:
-    """Put a saved adapter and head into a model of the same make."""
-    adapters.restore(model.language_model, folder)
-    if model.head is not None:
-        if not (folder / HEAD).is_file():
-            raise CheckpointError(f"{folder}: has no {HEAD}", "use the task.readout that it was trained with")
-        try:
-            model.head.load_state_dict(load_file(str(folder / HEAD)))
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{folder / HEAD}: is the head of another read-out", "use the task.readout that it was trained with"
-            ) from error
+def save_model(model: Learner, folder: Path, _base_name: str) -> None:
+    model.save(folder)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    whole = optimizer.state_dict()
-    count = sum(len(group["params"]) for group in whole["param_groups"])
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    if state and max(state) >= count:
-        raise CheckpointError(
-            f"{folder / OPTIMIZER}: has states for {max(state) + 1} weights, the model has {count}",
-            "use the recipe that it was trained with",
-        )
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
+def load_model(model: Learner, folder: Path) -> None:
+    model.load(folder)

@@ -60,6 +60,7 @@ def judge(ready: Prepared, stage: StageDir, recipe: Recipe, trained: dict[str, A
                 "score": round(len(test) / seconds, 2),
             },
             adapter_sha256=sha256_file(stage.adapter / adapters.WEIGHTS),
+            base_sha256=ready.base.digest,
             learning=trained["learning"],
             dropped_at_encoding=dict(ready.dropped),
         ).to_json(),

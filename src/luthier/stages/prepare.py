@@ -26,7 +26,6 @@ from luthier.models.tokens import add_learned_tokens, answer_ids, initialise_lea
 from luthier.models.verdict import VerdictModel, level_count
 from luthier.recipe import Recipe
 from luthier.rundir import RunDir, StageDir
-from luthier.runtime.checkpoints import load_model
 from luthier.runtime.devices import Devices
 from luthier.schema import Row
 
@@ -111,7 +110,7 @@ def _start_from(
 ) -> None:
     before = package.Package.read(earlier.adapter)
     package.check(before, about.base_sha256, about.learned_tokens, earlier.adapter)
-    load_model(model, earlier.adapter)
+    model.load(earlier.adapter)
     if recipe.learned_tokens == "new":
         adapters.reset_tokens(model.language_model, base, about.learned_tokens, fresh_tokens)
 

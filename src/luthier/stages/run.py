@@ -6,28 +6,90 @@ stage.json is written last of all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from luthier.console import say
-from luthier.data.table import Table
+from luthier.data.table import read_table
+from luthier.errors import Interrupted
+from luthier.files import read_json
 from luthier.recipe import Recipe
-from luthier.rundir import RunDir
+from luthier.recipefile import to_tree
+from luthier.records import StepRecord
+from luthier.rundir import RunDir, StageOptions
+from luthier.runtime.checkpoints import Checkpoints
+from luthier.runtime.tracking import Trackers
+from luthier.stages.chat_judge import judge_chat, score_before
+from luthier.stages.chat_prepare import prepare_chat
+from luthier.stages.fit import Fit, fit, prove_resume
 from luthier.stages.judge import judge
 from luthier.stages.prepare import prepare
 from luthier.stages.sources import trained_sources
-from luthier.stages.tune import tune
+from luthier.stages.tune import verdict_fit
 
 
-def run_stage(
-    run: RunDir, name: str, stages: Mapping[str, Recipe], table: Table, *, resume: bool, resume_line: str
-) -> None:
-    """Run one stage, or go on with it. A finished stage is left alone."""
+@dataclass
+class Work:
+    """One prepared stage: what is trained, what is done before and after."""
+
+    fit: Fit
+    before: Callable[[], None]
+    judge: Callable[[dict[str, Any]], None]
+
+
+def run_stage(run: RunDir, name: str, stages: Mapping[str, Recipe], options: StageOptions) -> str:
+    """Run one stage, or go on with it; a finished stage is left alone. Returns the digest of its base's weights."""
     stage, recipe = run.stage(name), stages[name]
     if stage.finished:
         say(f"stage {name}: finished before, left as it is")
-        return
+        return str(read_json(stage.record)["base_sha256"])
     say(f"stage {name}")
     stage.path.mkdir(parents=True, exist_ok=True)
+    prepare_work = {"verdict": _verdict, "chat": _chat}[recipe.task.kind]
+    work = prepare_work(run, name, stages)
+    if options.verify and not stage.adapter.exists():
+        prove_resume(work.fit, stage, recipe)
+        work = prepare_work(run, name, stages)  # the proof has trained the model further
+    work.before()
+    with _mirror(run, name, recipe, options.resume) as work.fit.mirror:
+        trained = fit(work.fit, stage, recipe, resume=options.resume, resume_line=options.resume_line)
+    work.judge(trained)
+    return str(read_json(stage.record)["base_sha256"])
+
+
+def _verdict(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
+    recipe, table = stages[name], read_table(run.data)
     ready = prepare(run, name, recipe, table, trained_sources(stages, name))
-    trained = tune(ready, stage, recipe, resume=resume, resume_line=resume_line)
-    judge(ready, stage, recipe, trained)
+    return Work(verdict_fit(ready, recipe), lambda: None, partial(judge, ready, run.stage(name), recipe))
+
+
+def _chat(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
+    recipe, stage = stages[name], run.stage(name)
+    ready = prepare_chat(run, name, recipe)
+    return Work(ready.fit(), partial(score_before, ready, stage), partial(judge_chat, ready, run, stage, recipe))
+
+
+@contextmanager
+def _mirror(
+    run: RunDir, name: str, recipe: Recipe, resume: bool
+) -> Iterator[Callable[[StepRecord], None] | None]:
+    """What is told every line of metrics, while a stage trains."""
+    if not recipe.track.trackers:
+        yield None
+        return
+    manifest, stage = run.read_manifest(), run.stage(name)
+    about = {"recipe": to_tree(recipe), "versions": manifest["versions"], "hashes": manifest["hashes"]}
+    kept = (Checkpoints(stage.checkpoints).newest() or 0) if resume else 0
+    trackers = Trackers.open(recipe.track, f"{recipe.name or run.path.name}-{name}", stage.path, about, kept)
+    status = "failed"
+    try:
+        yield lambda record: trackers.log(record, record.step)
+        status = "finished"
+    except Interrupted:
+        status = "interrupted"
+        raise
+    finally:
+        trackers.close(status)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,6 +72,8 @@ class Progress:
     """Early stopping ended the training at `step`."""
     halvings: int = 0
     """How often the forward passes were halved because memory ran out."""
+    scale: dict[str, Any] = field(default_factory=dict)
+    """The loss scale of float16."""
     silent: list[str] = field(default_factory=list)
     """Trainable tensors that had no gradient in the first steps."""
 
@@ -83,22 +86,29 @@ class _Step:
     ids: list[str]
     weight: float
     loss: torch.Tensor
-    """The sum over the step's targets; not a number where the gradient is not finite."""
+    """The sum over the step's targets; NaN where it or the gradient is not finite."""
     norm: torch.Tensor
 
 
-def train(job: Job, resume: bool = False) -> Progress:
+def train(job: Job, resume: bool = False, *, start: Path | None = None, until: int = 0) -> Progress:
     """Train to the plan's last step, from the newest checkpoint that verifies where `resume` is set.
+
+    `start` names one checkpoint to go on from, `until` an earlier last step: both for proving a resume.
 
     Raises NonFiniteLoss with the rows of the first step whose loss or gradient is not finite; the weights are then as
     they were before that step. Raises Interrupted when a stop was asked for, after the step in hand was saved.
     """
-    return _Training(job, _restore(job) if resume else Progress()).run()
+    done = _restore(job) if resume else Progress()
+    if start is not None:
+        done = Progress(**job.checkpoints.load(start, job.learner, job.optimizer))
+    if done.step:
+        job.devices.precision.load(done.scale)
+    return _Training(job, done, min(job.plan.steps, until or job.plan.steps)).run()
 
 
 class _Training:
-    def __init__(self, job: Job, done: Progress) -> None:
-        self.job, self.done = job, done
+    def __init__(self, job: Job, done: Progress, last: int) -> None:
+        self.job, self.done, self.last = job, done, last
         self.parameters = [p for _, p in job.learner.tuned()]
         self.guard = Guard(job.devices.device)
         self.unread: list[_Step] = []
@@ -110,8 +120,8 @@ class _Training:
         job.learner.train()
         job.checkpoints.begin()
         with stop_requested() as stopping, training_bar(job.plan.steps, done.step) as self.bar:
-            while done.step < job.plan.steps and not done.stopped:
-                steps = stream(job.feed, done.step + 1, job.plan.steps, done.halvings, job.settings.workers)
+            while done.step < self.last and not done.stopped:
+                steps = stream(job.feed, done.step + 1, self.last, done.halvings, job.settings.workers)
                 for group in steps:
                     try:
                         self._step(group)
@@ -126,6 +136,8 @@ class _Training:
                         )
                     if done.stopped:
                         break
+        if self.unread:
+            self._read()
         self._save(last=True)
         if job.settings.select == "best" and done.best_step:
             job.checkpoints.restore(done.best_step, job.learner, job.optimizer)
@@ -141,8 +153,8 @@ class _Training:
         loss_sum = torch.zeros((), device=device)
         for batch in job.devices.share(whole):
             with precision.autocast():
-                loss, main = job.learner.loss(batch.to(device), weights)
-            precision.scale(loss).backward()
+                share, main = job.learner.loss(batch.to(device), weights)
+            precision.scale(share).backward()
             loss_sum += main.sum.detach()
         if job.devices.world > 1:
             for p in self.parameters:
@@ -152,10 +164,10 @@ class _Training:
             self._note_gradients()
         precision.unscale(job.optimizer)
         norm = clip(self.parameters, job.settings.max_grad_norm)
-        self.guard.step(job.optimizer, loss_sum, norm, precision)
+        loss = self.guard.step(job.optimizer, loss_sum, norm, precision)
         job.optimizer.zero_grad(set_to_none=True)
         ids = [name for batch in whole for name in batch.ids]
-        self.unread.append(_Step(step, ids, weights.main, loss_sum + 0.0 * norm, norm))
+        self.unread.append(_Step(step, ids, weights.main, loss, norm))
         self.done.step = step
         self.done.rows += len(ids)
         self.done.tokens += sum(batch.tokens for batch in whole)
@@ -238,7 +250,7 @@ class _Training:
                 f"step {done.step + 1}: memory ran out with one row in a forward pass"
                 if job.devices.world == 1
                 else f"step {done.step + 1}: memory ran out on one of {job.devices.world} processes",
-                "lower model.max_tokens or train.micro_batch_size, set train.gradient_checkpointing, or quantise the base",
+                "lower model.max_tokens or train.micro_batch_size, or set train.gradient_checkpointing: true",
             ) from error
         done.halvings += 1
         if torch.cuda.is_available():
@@ -250,7 +262,10 @@ class _Training:
 
     def _note_gradients(self) -> None:
         """Which tensors have a gradient so far, on the device."""
-        now = [torch.zeros((), device=p.device) if p.grad is None else p.grad.detach().abs().amax() for p in self.parameters]
+        now = [
+            torch.zeros((), device=p.device) if p.grad is None else p.grad.detach().abs().amax()
+            for p in self.parameters
+        ]
         stacked = torch.stack([value.to(now[0].device) for value in now])
         self.had_gradient.append(stacked)
 
@@ -275,6 +290,7 @@ class _Training:
         job, done = self.job, self.done
         if not job.devices.leads:
             return
+        done.scale = job.devices.precision.state()
         job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=last)
 
 

@@ -1,0 +1,52 @@
+"""How well a chat model knows held-out answers: the log-likelihood of every row's targets, one sum and weight each.
+
+Rows are packed or padded as it suits; neither their company nor the number of processes changes a row's loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from luthier.console import progress
+from luthier.models.chat_batches import Layout, in_order
+from luthier.models.chat_model import ChatModel
+from luthier.models.lessons import Lessons
+from luthier.runtime.devices import Devices
+
+
+@dataclass(frozen=True)
+class AnswerLosses:
+    """Of R rows: the summed negative log-likelihood (nats) of their targets, and the weight that it is a sum over."""
+
+    sum_R: NDArray[np.float64]
+    weight_R: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """Nats a target token, over all rows."""
+        return float(self.sum_R.sum() / self.weight_R.sum())
+
+
+def answer_losses(
+    model: ChatModel, lessons: Lessons, layout: Layout, devices: Devices, label: str = "scoring answers"
+) -> AnswerLosses:
+    """Score every lesson once; label smoothing plays no part."""
+    sum_R = torch.zeros(len(lessons), dtype=torch.float64, device=devices.device)
+    weight_R = np.zeros(len(lessons))
+    training = model.training
+    model.eval()
+    batches = devices.share(list(in_order(lessons, layout)))
+    for rows, batch in progress(batches, label, len(batches)):
+        with torch.no_grad(), devices.precision.autocast():
+            losses = model.row_losses(batch.to(devices.device))
+        for row, loss in zip(rows, losses, strict=True):
+            sum_R[row] = loss.sum
+            weight_R[row] = loss.weight
+    model.train(training)
+    weights = torch.from_numpy(weight_R).to(devices.device)
+    devices.add_up([sum_R, weights])
+    return AnswerLosses(sum_R.cpu().numpy(), weights.cpu().numpy())

@@ -1,0 +1,151 @@
+"""The held-out answers of a chat stage: how likely they are before and after training, and the stage's record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.assess.metrics import bootstrap_ci
+from luthier.console import say
+from luthier.data.table import iter_rows
+from luthier.evaluate.answers import AnswerLosses, answer_losses
+from luthier.files import read_jsonl, sha256_file, write_json, write_jsonl
+from luthier.models import adapters
+from luthier.models.lessons import Lessons
+from luthier.recipe import Recipe
+from luthier.records import ChatStageRecord
+from luthier.rundir import RunDir, StageDir
+from luthier.runtime.memory import measured_peak
+from luthier.stages.chat_prepare import PreparedChat
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the scores of R held-out rows are made of."""
+
+    id: list[str]
+    source: list[str]
+    group: list[str]
+    bytes_R: NDArray[np.float64]
+    """UTF-8 bytes of the text that the targets spell."""
+    before: AnswerLosses
+    after: AnswerLosses
+
+
+def score_before(ready: PreparedChat, stage: StageDir) -> None:
+    """Score the held-out rows before the stage is trained, once; a resumed run reads what was written."""
+    if ready.held_out is None or stage.before.is_file():
+        return
+    found = answer_losses(ready.model, ready.held_out, ready.layout, ready.devices, "scoring before training")
+    rows = zip(ready.held_out.names, found.sum_R.tolist(), found.weight_R.tolist(), strict=True)
+    write_jsonl(stage.before, ({"id": name, "nll": nll, "weight": weight} for name, nll, weight in rows))
+
+
+def judge_chat(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe, trained: dict[str, Any]) -> None:
+    """Predictions and scores of the held-out rows; stage.json last."""
+    held_out = _held_out(ready, run, stage)
+    if held_out is None:
+        say("no held-out rows: give data.test or data.validation_fraction, or nothing says whether it learned")
+        write_jsonl(stage.predictions, [])
+        write_json(stage.scores, {})
+    else:
+        write_jsonl(stage.predictions, _predictions(held_out))
+        write_json(stage.scores, scores(held_out, recipe))
+    lessons = ready.lessons
+    write_json(
+        stage.record,
+        ChatStageRecord(
+            name=stage.path.name,
+            start_from=recipe.start_from,
+            base=ready.base.name,
+            trained=trained,
+            trainable_parameters=sum(p.numel() for _, p in ready.model.tuned()),
+            total_parameters=sum(p.numel() for p in ready.model.parameters()),
+            rows=len(lessons),
+            tokens=len(lessons.ids_T),
+            target_tokens=lessons.target_tokens,
+            dropped_at_encoding=lessons.about["dropped"],
+            shortened=lessons.about["shortened"],
+            tokens_per_second=round(trained["tokens"] / max(trained["seconds"], 1e-6), 1),
+            peak_memory=measured_peak(ready.devices.device),
+            adapter_sha256=sha256_file(stage.adapter / adapters.WEIGHTS),
+            base_sha256=ready.base.digest,
+        ).to_json(),
+    )
+
+
+def _held_out(ready: PreparedChat, run: RunDir, stage: StageDir) -> HeldOut | None:
+    lessons = ready.held_out
+    if lessons is None:
+        return None
+    before = read_jsonl(stage.before)
+    after = answer_losses(ready.model, lessons, ready.layout, ready.devices, "scoring after training")
+    numbers = set(lessons.numbers.tolist())
+    rows = [item.row for number, item in enumerate(iter_rows(run.data)) if number in numbers]
+    return HeldOut(
+        lessons.names,
+        [row.provenance.source for row in rows],
+        [row.group for row in rows],
+        _bytes(lessons, ready.base.tokenizer),
+        AnswerLosses(np.array([row["nll"] for row in before]), np.array([row["weight"] for row in before])),
+        after,
+    )
+
+
+def _bytes(lessons: Lessons, tokenizer: Any) -> NDArray[np.float64]:
+    found = []
+    for lesson in (lessons[i] for i in range(len(lessons))):
+        text = tokenizer.decode(lesson.ids_L[lesson.weight_L > 0].tolist(), skip_special_tokens=True)
+        found.append(float(max(1, len(text.encode()))))
+    return np.array(found)
+
+
+def _predictions(items: HeldOut) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": items.id[i],
+            "source": items.source[i],
+            "group": items.group[i],
+            "nll": float(items.after.sum_R[i]),
+            "nll_before": float(items.before.sum_R[i]),
+            "target_tokens": float(items.after.weight_R[i]),
+            "target_bytes": int(items.bytes_R[i]),
+        }
+        for i in range(len(items.id))
+    ]
+
+
+def scores(items: HeldOut, recipe: Recipe) -> dict[str, Any]:
+    """Loss in nats a target token, perplexity, and bits a byte, which tokenizers share; before, after, and the gain
+    on the same rows, each with an interval over groups."""
+    after, before, weight = items.after.sum_R, items.before.sum_R, items.after.weight_R
+    bits = items.bytes_R * math.log(2.0)
+
+    def score(above: NDArray[np.float64], below: NDArray[np.float64]) -> dict[str, Any]:
+        interval = bootstrap_ci(
+            lambda drawn: float(above[drawn].sum() / below[drawn].sum()),
+            items.group,
+            resamples=recipe.evaluate.resamples,
+            seed=recipe.seed,
+        )
+        return {"value": float(above.sum() / below.sum()), "ci": _pair(interval), "n": len(above)}
+
+    loss = score(after, weight)
+    return {
+        "loss": loss,
+        "perplexity": {**loss, "value": math.exp(loss["value"]), "ci": [math.exp(x) for x in loss["ci"] or []] or None},
+        "bits_per_byte": score(after, bits),
+        "before.loss": score(before, weight),
+        "before.bits_per_byte": score(before, bits),
+        "gain.loss": score(before - after, weight),
+        "gain.bits_per_byte": score(before - after, bits),
+    }
+
+
+def _pair(interval: Sequence[float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
