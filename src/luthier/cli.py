@@ -155,9 +155,7 @@ def _rehearse(options: argparse.Namespace) -> Any:
 def _run(options: argparse.Namespace) -> Any:
     from luthier import verbs
 
-    return verbs.run(
-        options.recipe, options.out, options.overrides, resume=options.resume, verify=options.verify
-    )
+    return verbs.run(options.recipe, options.out, options.overrides, resume=options.resume, verify=options.verify)
 
 
 def _predict(options: argparse.Namespace) -> Any:

@@ -1,4 +1,4 @@
-"""Learned tokens sit in spare rows of the embedding, with the same ids wherever the tokenizer goes."""
+"""New tokens sit in spare rows of the embedding, with the same ids wherever the tokenizer goes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from transformers import AutoTokenizer
 
 from luthier.errors import RequestError
 from luthier.models.load import Base, load_base
-from luthier.models.tokens import add_learned_tokens, answer_ids, initialise_learned_tokens, soft_prompt_names
+from luthier.models.text_base import TextBase, load_text_base
+from luthier.models.tokens import (
+    add_learned_tokens,
+    add_text_tokens,
+    answer_ids,
+    initialise_learned_tokens,
+    soft_prompt_names,
+)
 from luthier.recipe_model import LearnedTokens, ModelConfig
+from support.text_cases import write_base
 
 SETTINGS = LearnedTokens(soft_prompt=4)
 
@@ -112,3 +120,66 @@ def test_answers_are_single_tokens(base):
 def test_other_answers_are_refused(base, answers, message):
     with pytest.raises(RequestError, match=message):
         answer_ids(base.tokenizer, answers)
+
+
+@pytest.fixture
+def text_base() -> TextBase:
+    return load_text_base(ModelConfig(base="toy:llama"))
+
+
+def test_added_tokens_take_spare_rows_and_every_other_row_stays(text_base):
+    before = text_base.model.get_input_embeddings().weight.detach().clone()
+    ids = add_text_tokens(text_base, ["<|a|>", "<|b|>"], 0)
+    after = text_base.model.get_input_embeddings().weight.detach()
+    assert ids == {"<|a|>": 640, "<|b|>": 641} == text_base.added_tokens
+    assert not text_base.grown
+    assert text_base.tokenizer.encode("x<|a|>y").count(640) == 1
+    others = [row for row in range(768) if row not in ids.values()]
+    assert torch.equal(after[others], before[others])
+    mean, spread = before[:640].mean(0), before[:640].std()
+    assert float((after[[640, 641]] - mean).std()) == pytest.approx(0.1 * float(spread), rel=0.3)
+    assert not torch.equal(after[640], after[641])
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("count", [129, 130, 200])
+def test_29_a_matrix_grows_to_whole_blocks_never_shrinks_and_keeps_its_rows(tmp_path, capsys, untied, count):
+    base = load_text_base(ModelConfig(base=str(write_base(tmp_path, tied=not untied))))
+    parts = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
+    before = [part.weight.detach().clone() for part in parts]
+    ids = add_text_tokens(base, [f"<|many_{i}|>" for i in range(count)], 0)
+    rows = 768 + 64 * -(-(count - 128) // 64)
+    assert sorted(ids.values()) == list(range(640, 640 + count))
+    assert base.grown == range(768, rows)
+    assert base.model.config.vocab_size == rows
+    assert f"resize_token_embeddings({rows})" in capsys.readouterr().err
+    for part, old in zip((base.model.get_input_embeddings(), base.model.get_output_embeddings()), before, strict=True):
+        assert part.weight.shape[0] == rows
+        assert torch.equal(part.weight[:640], old[:640])
+    assert (base.model.lm_head.weight is base.model.get_input_embeddings().weight) is not untied
+
+
+def test_29_a_tokenizer_shorter_than_its_matrix_leaves_the_matrix_alone(text_base):
+    assert len(text_base.tokenizer) < text_base.model.config.vocab_size
+    add_text_tokens(text_base, ["<|a|>"], 0)
+    add_text_tokens(text_base, [], 0)
+    assert text_base.model.get_input_embeddings().weight.shape[0] == text_base.model.config.vocab_size == 768
+
+
+def test_a_token_that_is_there_already_keeps_id_and_row_and_stays_a_word(text_base):
+    word = text_base.tokenizer.convert_ids_to_tokens(300)
+    before, row = text_base.tokenizer.encode(f"a {word}s"), text_base.model.lm_head.weight[300].detach().clone()
+    assert add_text_tokens(text_base, [word, "<|end|>"], 0) == {word: 300, "<|end|>": 636}
+    assert torch.equal(text_base.model.lm_head.weight[300], row)
+    assert text_base.tokenizer.encode(f"a {word}s") == before
+
+
+def test_rows_of_added_tokens_follow_from_the_seed():
+    rows = []
+    for seed in (1, 1, 2):
+        base = load_text_base(ModelConfig(base="toy:llama"))
+        torch.rand(5)
+        add_text_tokens(base, [f"<|many_{i}|>" for i in range(140)], seed)
+        rows.append(base.model.get_input_embeddings().weight[640:].detach().clone())
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])

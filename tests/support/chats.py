@@ -36,7 +36,9 @@ def turn(role: str, text: str, **more: Any) -> Message:
 
 
 def row(number: int, *messages: Message, weight: float = 1.0) -> TableRow:
-    found = Row(f"row-{number}", tuple(messages), NO_TARGET, f"g{number % 4}", "train", Provenance("chats", f"{number}"))
+    found = Row(
+        f"row-{number}", tuple(messages), NO_TARGET, f"g{number % 4}", "train", Provenance("chats", f"{number}")
+    )
     return TableRow(found, 0.0, weight=weight)
 
 
@@ -127,7 +129,9 @@ def make_job(folder: Path, made: Recipe, rows: int = 24, poison: int | None = No
         seed=seed,
         feed=feed,
         devices=Devices(made.model.dtype),
-        checkpoints=Checkpoints(folder / "checkpoints", made.train.keep_checkpoints),
+        checkpoints=Checkpoints(
+            folder / "checkpoints", made.model.base, made.train.keep_checkpoints, made.train.save_every
+        ),
         metrics=folder / "metrics.jsonl",
     )
 

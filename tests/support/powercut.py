@@ -7,8 +7,9 @@ in the system, so that a file's bytes follow it through a rename of the folder i
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def lay_out(tree: Tree, root: Path) -> None:
             (root / name).write_bytes(data)
 
 
-def after_power_cut(before: Tree, root: Path, log: list[Operation], tries: int) -> list[Tree]:
+def after_power_cut(before: Tree, root: Path, log: list[Operation], tries: int) -> Iterator[Tree]:
     """The trees that a power cut at any moment of a recording may leave, each once.
 
     Of what is not sure to be there: everything, nothing, names without bytes, bytes without names, and `tries`
@@ -50,18 +51,26 @@ def after_power_cut(before: Tree, root: Path, log: list[Operation], tries: int) 
         lambda effect: "whole" if effect.file else "lost",
         *[lambda _: rng.choice(("whole", "lost", "half", "nul"))] * tries,
     ]
-    trees = (volume.cut(moment, choice) for moment in range(len(log) + 1) for choice in choices)
-    return list({tuple(tree.items()): tree for tree in trees}.values())
+    seen = set()
+    for moment, choice in itertools.product(range(len(log) + 1), choices):
+        tree = volume.cut(moment, choice)
+        if (key := tuple(tree.items())) not in seen:
+            seen.add(key)
+            yield tree
 
 
 @dataclass
 class _Effect:
-    """One change: names in folders, as (folder, name, inode or None), or all the bytes of a file after a write."""
+    """One change: names in folders, as (folder, name, inode or None), or a file's bytes after a write.
+
+    Of the bytes, the first `kept` were there before it.
+    """
 
     number: int
     names: list[tuple[int, str, int | None]] = field(default_factory=list)
     file: int = 0
     data: bytes = b""
+    kept: int = 0
     durable_at: int = 1 << 60
 
     def touches(self, inode: int) -> bool:
@@ -137,6 +146,7 @@ class _Volume:
         elif kind == "write":
             effect.file = self._find(path)
             effect.data = self.contents[effect.file] + operation.more
+            effect.kept = len(self.contents[effect.file])
         else:
             return
         self.effects.append(effect)
@@ -147,8 +157,8 @@ def _apply(effect: _Effect, folders: dict[int, dict[str, int]], contents: dict[i
     if how == "lost":
         return
     if effect.file:
-        half = len(effect.data) // 2
-        contents[effect.file] = {"whole": effect.data, "half": effect.data[:half], "nul": bytes(len(effect.data))}[how]
+        old, new = effect.data[: effect.kept], effect.data[effect.kept :]
+        contents[effect.file] = old + {"whole": new, "half": new[: len(new) // 2], "nul": bytes(len(new))}[how]
     for folder, name, inode in effect.names:
         if inode is None:
             folders[folder].pop(name, None)

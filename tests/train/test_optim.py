@@ -223,6 +223,8 @@ def test_loading_torchs_own_state_dict_keeps_muon_and_adamw_together():
     run(ours, first, 2)
     theirs.load_state_dict(ours.state_dict())
     second.load_state_dict(copy.deepcopy(first.state_dict()))
+    set_rates(first, 0.5)
+    set_rates(second, 0.5)
     moved, again = run(ours, first, 2), run(theirs, second, 2)
     assert isinstance(second, MuonAdamW)
     assert all(torch.equal(moved[name], again[name]) for name in moved)

@@ -87,7 +87,22 @@ def _attach_lora(base: Base | TextBase, config: ModelConfig, rows: list[int], se
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    _begin_dora_as_the_base(model)
     return model
+
+
+def _begin_dora_as_the_base(model: Any) -> None:
+    """Set DoRA's magnitudes to the norms of the base's rows, in float32.
+
+    PEFT takes them in the base's type and divides by float32 norms: on a bfloat16 base every row would begin up to
+    0.4 % too long or too short.
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    for module in model.modules():
+        for vector in getattr(module, "lora_magnitude_vector", {}).values():
+            weight = dequantize_module_weight(module.get_base_layer()).detach().float()
+            vector.weight.data = torch.linalg.norm(weight, dim=1)
 
 
 def _token_rows(base: Base | TextBase, rows: list[int], whole: list[str], together: bool) -> dict[str, list[int]]:

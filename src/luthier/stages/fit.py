@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from luthier.records import StepRecord
 from luthier.rundir import StageDir
 from luthier.runtime.checkpoints import STATE, Checkpoints, set_aside
 from luthier.runtime.devices import Devices
-from luthier.train.loop import Job, train
+from luthier.train.loop import Job, Progress, train
 from luthier.train.optim import make_optimizer
 from luthier.train.plan import make_plan
 
@@ -55,6 +54,7 @@ def fit(ready: Fit, stage: StageDir, recipe: Recipe, *, resume: bool, resume_lin
         set_aside(stage.adapter, wrong)
     begin = _fingerprint(ready.learner)
     job = make_job(ready, stage, recipe, resume_line)
+    job.checkpoints.check_room(job.learner, job.optimizer)
     done = train(job, resume)
     record = {
         "steps": done.step,
@@ -65,6 +65,7 @@ def fit(ready: Fit, stage: StageDir, recipe: Recipe, *, resume: bool, resume_lin
         "halvings": done.halvings,
         "best": None if done.best_loss is None else {"step": done.best_step, "validation_loss": done.best_loss},
         "stopped_early": done.stopped,
+        "checkpoints": job.checkpoints.status(),
         "learning": {**_learning(begin, ready.learner), "silent": done.silent[:20]},
     }
     about: dict[str, Any] = {}
@@ -84,11 +85,19 @@ def make_job(ready: Fit, stage: StageDir, recipe: Recipe, resume_line: str = "")
         seed=recipe.seed,
         feed=ready.feed,
         devices=ready.devices,
-        checkpoints=Checkpoints(stage.checkpoints, recipe.train.keep_checkpoints),
+        checkpoints=stage_checkpoints(stage, recipe),
         metrics=stage.metrics,
         validate=ready.validate,
         mirror=ready.mirror,
         resume_line=resume_line,
+    )
+
+
+def stage_checkpoints(stage: StageDir, recipe: Recipe) -> Checkpoints:
+    """Where and how often the recipe has a stage saved."""
+    train = recipe.train
+    return Checkpoints(
+        stage.checkpoints, recipe.model.base, train.keep_checkpoints, train.save_every, train.save_minutes
     )
 
 
@@ -99,20 +108,17 @@ def prove_resume(ready: Fit, stage: StageDir, recipe: Recipe) -> dict[str, Any]:
     CheckpointError naming what differs.
     """
     job = make_job(ready, stage, recipe)
-    steps = job.checkpoints.valid_steps()
-    if not steps:
-        raise CheckpointError(f"{stage.checkpoints}: there is no whole checkpoint to prove", "run it for longer first")
-    begin, end = (steps[-2] if len(steps) > 1 else 0), steps[-1]
+    end = job.checkpoints.newest()
+    if end is None:
+        raise CheckpointError(f"{stage.checkpoints}: there is no checkpoint to prove", "run it for longer first")
+    begin = max((step for step in job.checkpoints.steps() if step < end), default=0)
+    start = Progress(**job.checkpoints.restore(begin, job.learner, job.optimizer)) if begin else Progress()
     with tempfile.TemporaryDirectory(prefix="luthier-proof-") as folder:
         place = Path(folder)
-        proof = dataclasses.replace(
-            job,
-            checkpoints=Checkpoints(place / "checkpoints", max(2, recipe.train.keep_checkpoints)),
-            metrics=place / "metrics.jsonl",
-            mirror=None,
-        )
-        train(proof, start=job.checkpoints.path(begin) if begin else None, until=end)
-        differing = _differences(job.checkpoints.path(end), proof.checkpoints.path(end))
+        again = replace(job.checkpoints, folder=place / "checkpoints")
+        proof = replace(job, checkpoints=again, metrics=place / "metrics.jsonl", mirror=None)
+        train(proof, start=start, until=end)
+        differing = _differences(job.checkpoints.path(end), again.path(end))
     if differing:
         raise CheckpointError(
             f"step {end}, reached again from step {begin}, differs in {', '.join(differing)}",

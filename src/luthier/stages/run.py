@@ -20,11 +20,10 @@ from luthier.recipe import Recipe
 from luthier.recipefile import to_tree
 from luthier.records import StepRecord
 from luthier.rundir import RunDir, StageOptions
-from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.tracking import Trackers
 from luthier.stages.chat_judge import judge_chat, score_before
 from luthier.stages.chat_prepare import prepare_chat
-from luthier.stages.fit import Fit, fit, prove_resume
+from luthier.stages.fit import Fit, fit, prove_resume, stage_checkpoints
 from luthier.stages.judge import judge
 from luthier.stages.prepare import prepare
 from luthier.stages.sources import trained_sources
@@ -73,16 +72,14 @@ def _chat(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
 
 
 @contextmanager
-def _mirror(
-    run: RunDir, name: str, recipe: Recipe, resume: bool
-) -> Iterator[Callable[[StepRecord], None] | None]:
+def _mirror(run: RunDir, name: str, recipe: Recipe, resume: bool) -> Iterator[Callable[[StepRecord], None] | None]:
     """What is told every line of metrics, while a stage trains."""
     if not recipe.track.trackers:
         yield None
         return
     manifest, stage = run.read_manifest(), run.stage(name)
     about = {"recipe": to_tree(recipe), "versions": manifest["versions"], "hashes": manifest["hashes"]}
-    kept = (Checkpoints(stage.checkpoints).newest() or 0) if resume else 0
+    kept = (stage_checkpoints(stage, recipe).newest() or 0) if resume else 0
     trackers = Trackers.open(recipe.track, f"{recipe.name or run.path.name}-{name}", stage.path, about, kept)
     status = "failed"
     try:

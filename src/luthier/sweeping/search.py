@@ -2,8 +2,8 @@
 (Golovin et al. 2017: a trial whose best so far is worse than the median of the others at that step is stopped).
 
 Optuna stores nothing: the study is made again from the trials of sweep.json, and the sampler is seeded by the
-trial's number. What is asked for is therefore a pure function of the trials so far, and a search that is resumed
-goes on as it would have without the break (one job at a time).
+trial's number. What is asked for is therefore a pure function of what the trials before came to, and a break changes
+nothing of it (one job at a time).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Search:
         self._axes = {axis.key: axis for axis in axes}
         self._space = {axis.key: self._distribution(axis) for axis in axes}
         self._open: dict[int, Any] = {}
+        self._told: dict[int, int] = {}
         self._study = optuna.create_study(
             direction="minimize" if lower_is_better else "maximize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED_TRIALS),
@@ -73,13 +74,17 @@ class Search:
 
     def hopeless(self, number: int, looks: Sequence[tuple[int, float]]) -> bool:
         """Whether a trial with these looks so far should be stopped."""
-        for step, value in looks:
-            self._open[number].report(value, step)  # a step that was told before is passed over
-        return bool(looks) and bool(self._open[number].should_prune())
+        told = self._told.setdefault(number, 0)
+        for step, value in looks[told:]:
+            self._open[number].report(value, step)
+        self._told[number] = len(looks)
+        return len(looks) > told and bool(self._open[number].should_prune())
 
-    def close(self, trial: Trial) -> None:
-        """Tell how a trial ended."""
+    def close(self, trial: Trial, looks: Sequence[tuple[int, float]]) -> None:
+        """Tell how a trial ended, with all of its looks."""
         asked, states = self._open.pop(trial.number), self._optuna.trial.TrialState
+        for step, value in looks[self._told.pop(trial.number, 0) :]:
+            asked.report(value, step)
         if trial.status == "finished" and trial.objective is not None:
             self._study.tell(asked, trial.objective)
         else:

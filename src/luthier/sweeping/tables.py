@@ -78,15 +78,15 @@ def notes(results: Results) -> list[str]:
     found, groups = [], results.groups()
     if not results.comparable:
         found.append(
-            "No order and no best: data, task, base or max_tokens differ between these trials, so their losses are over "
-            "different things. Give --objective a score of test rows that all of them share."
+            "No order and no best: data, task, base or max_tokens differ between these trials, so their losses are "
+            "over different things. Give --objective a score of test rows that all of them share."
         )
     elif groups:
         spread = seed_spread(groups)
         least = min(len(group.values) for group in groups)
         found.append(
-            f"Seeds alone spread {results.objective.key} by {spread:.4g} (standard deviation). Differences between means "
-            f"below {2 * spread * math.sqrt(2 / least):.4g} say nothing (two standard errors, {least} seeds each)."
+            f"Seeds alone spread {results.objective.key} by {spread:.4g} (standard deviation). Differences between "
+            f"means below {2 * spread * math.sqrt(2 / least):.4g} say nothing (two standard errors of {least} seeds)."
         )
     else:
         found.append(

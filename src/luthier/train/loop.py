@@ -90,17 +90,15 @@ class _Step:
     norm: torch.Tensor
 
 
-def train(job: Job, resume: bool = False, *, start: Path | None = None, until: int = 0) -> Progress:
+def train(job: Job, resume: bool = False, *, start: Progress | None = None, until: int = 0) -> Progress:
     """Train to the plan's last step, from the newest checkpoint that verifies where `resume` is set.
 
-    `start` names one checkpoint to go on from, `until` an earlier last step: both for proving a resume.
+    `start` is where learner and optimizer stand already, `until` an earlier last step: for proving a resume.
 
     Raises NonFiniteLoss with the rows of the first step whose loss or gradient is not finite; the weights are then as
     they were before that step. Raises Interrupted when a stop was asked for, after the step in hand was saved.
     """
-    done = _restore(job) if resume else Progress()
-    if start is not None:
-        done = Progress(**job.checkpoints.load(start, job.learner, job.optimizer))
+    done = start or (_restore(job) if resume else Progress())
     if done.step:
         job.devices.precision.load(done.scale)
     return _Training(job, done, min(job.plan.steps, until or job.plan.steps)).run()
@@ -113,12 +111,12 @@ class _Training:
         self.guard = Guard(job.devices.device)
         self.unread: list[_Step] = []
         self.had_gradient: list[torch.Tensor] = []
+        self.tokens_shown = done.tokens
         self.begun = time.monotonic() - done.seconds
 
     def run(self) -> Progress:
         job, done = self.job, self.done
         job.learner.train()
-        job.checkpoints.begin()
         with stop_requested() as stopping, training_bar(job.plan.steps, done.step) as self.bar:
             while done.step < self.last and not done.stopped:
                 steps = stream(job.feed, done.step + 1, self.last, done.halvings, job.settings.workers)
@@ -138,7 +136,7 @@ class _Training:
                         break
         if self.unread:
             self._read()
-        self._save(last=True)
+        self._save(must=True)
         if job.settings.select == "best" and done.best_step:
             job.checkpoints.restore(done.best_step, job.learner, job.optimizer)
         return done
@@ -181,14 +179,17 @@ class _Training:
         every = settings.validate_every
         validates = job.validate is not None and (done.step % every == 0 or last if every else epoch_ends)
         logs = done.step % settings.log_every == 0 or done.step == 1 or epoch_ends or validates
-        saves = job.checkpoints.due(done.step, settings) or stopping
+        saves = job.checkpoints.due(done.step, time.monotonic()) or stopping
+        tokens, loss = done.tokens - self.tokens_shown, None
         if logs or saves:
             norm = self._read()
         if logs:
-            self._log(norm, self._validate() if validates else None)
+            loss = self._log(norm, self._validate() if validates else None)
         if saves or done.best_step == done.step:
-            self._save(last=stopping)
-        self.bar.step(tokens=done.tokens)
+            self._save(must=stopping)
+        on_gpu = job.devices.device.type == "cuda"
+        self.bar.step(loss, tokens, used_memory(job.devices.device) if on_gpu and logs else None)
+        self.tokens_shown = done.tokens
 
     def _read(self) -> float:
         """Read the losses of the steps since the last look, in one transfer. Returns the last gradient norm."""
@@ -221,7 +222,7 @@ class _Training:
                 say(f"step {done.step}: {patience} looks without a lower validation loss than at step {done.best_step}")
         return found
 
-    def _log(self, norm: float, validation: float | None) -> None:
+    def _log(self, norm: float, validation: float | None) -> float:
         job, done = self.job, self.done
         factor = schedule_factor(done.step, job.plan, job.settings)
         record = StepRecord(
@@ -238,8 +239,8 @@ class _Training:
             append_jsonl(job.metrics, record.to_json())
             if job.mirror is not None:
                 job.mirror(record)
-        self.bar.step(tokens=done.tokens, loss=record.loss, memory=used_memory(job.devices.device))
         done.loss_sum = done.loss_weight = 0.0
+        return record.loss
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         """Memory ran out in a forward or backward pass: half as much at a time, the same rows a step."""
@@ -286,12 +287,14 @@ class _Training:
                     f"{self.done.step} steps, such as {self.done.silent[0]}"
                 )
 
-    def _save(self, last: bool = False) -> None:
+    def _save(self, must: bool = False) -> None:
         job, done = self.job, self.done
         if not job.devices.leads:
             return
         done.scale = job.devices.precision.state()
-        job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=last)
+        saved = job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=must)
+        if not saved and done.best_step == done.step:  # what is not on the disk cannot be gone back to
+            done.best_step, done.best_loss = 0, None
 
 
 def _restore(job: Job) -> Progress:

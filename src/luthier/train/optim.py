@@ -35,7 +35,8 @@ def make_optimizer(learner: Learner, train: TrainConfig, token_learning_rate: fl
 
     * adamw (Loshchilov & Hutter 2019, arXiv 1711.05101), in one fused kernel that can skip a step on the device.
     * adamw_8bit, paged_adamw, paged_adamw_8bit (Dettmers et al. 2022, arXiv 2110.02861) and lion (Chen et al. 2023,
-      arXiv 2302.06675; it takes a rate 3 to 10 times smaller than AdamW's) through bitsandbytes.
+      arXiv 2302.06675; its rate is 3 to 10 times smaller than AdamW's, its betas are adam_beta1 and 2) through
+      bitsandbytes.
     * adafactor (Shazeer & Stern 2018, arXiv 1804.04235): transformers', whose rate can be absolute. torch's is
       always relative to a weight's size, which makes the first steps of lora_B, all zeros, a thousand times smaller.
     * muon (Jordan et al. 2024) for hidden matrices, AdamW for all else.

@@ -76,6 +76,7 @@ class WandB:
     rewinds = False
 
     def __init__(self, opening: Opening) -> None:
+        os.environ["WANDB_CACHE_DIR"] = str(opening.folder / "cache")  # its logs would go to the home folder
         import wandb
 
         self.id = opening.id or uuid.uuid4().hex[:8]
@@ -114,6 +115,7 @@ class WandB:
             if "WANDB_MODE" in os.environ:
                 raise
             mode, self.note = "offline", f"its server was not reached ({error}); "
+            wandb.teardown()  # or the first attempt still holds the id
             self._run = start(mode)
         if mode == "offline":
             self.note += f"kept offline; `wandb sync {opening.folder}/offline-run-*` sends it later"
