@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from luthier.files import (
     write_json,
     write_jsonl,
 )
+from support.faults import Disk
+from support.powercut import after_power_cut, snapshot
 
 Damage = Callable[[Path], None]
 
@@ -199,3 +202,96 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
     (tmp_path / "kept").write_text("x")
     files.remove_leftovers(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["kept"]
+
+
+def test_whatever_a_rename_makes_visible_was_pushed_to_the_disk_before_it(tmp_path: Path) -> None:
+    with Disk(tmp_path).watched() as disk, atomic_folder(tmp_path / "new" / "out", {}) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a.bin").write_bytes(b"1234")
+        write_json(folder / "b.json", {})
+    steps = [f"{step.kind} {step.path.relative_to(tmp_path)}" for step in disk.log]
+    seal = [
+        "fsync new/TMP/b.json",
+        "fsync new/TMP/deep/a.bin",
+        "fsync new/TMP/deep",
+        f"open new/TMP/{MANIFEST}",
+        f"write new/TMP/{MANIFEST}",
+        f"fsync new/TMP/{MANIFEST}",
+        "fsync new/TMP",
+        "rename new/TMP",
+        "fsync new",
+    ]
+    assert steps[:2] == ["mkdir new", "fsync ."]
+    assert [re.sub(r"\.tmp-out-[0-9a-f]{8}", "TMP", step) for step in steps[-len(seal) :]] == seal
+
+
+@pytest.mark.parametrize("name", ["old.json", "deep/new.json"])
+def test_after_a_power_cut_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "old.json").write_bytes(b"old")
+    before = snapshot(root)
+    with Disk(root).watched() as disk:
+        write_bytes(root / name, b"the new one")
+    trees = list(after_power_cut(before, root, disk.log, tries=20))
+    assert {tree.get(name) for tree in trees} == {before.get(name), b"the new one"}
+    assert trees[-1][name] == b"the new one"
+    assert all(tree["old.json"] for tree in trees)
+
+
+def test_a_folder_loses_its_name_before_its_files(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "root" / "step", {}) as folder:
+        (folder / "a").write_text("x")
+    before = snapshot(tmp_path / "root")
+    with Disk(tmp_path / "root").watched() as disk:
+        files.remove_folder(tmp_path / "root" / "step")
+    for tree in after_power_cut(before, tmp_path / "root", disk.log, tries=20):
+        assert "step" not in tree or {"step/a", f"step/{MANIFEST}"} < set(tree)
+    assert snapshot(tmp_path / "root") == {}
+
+
+def test_a_moved_folder_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        (tmp_path / "step").mkdir()
+        (tmp_path / "step" / "a").write_text(text)
+        files.move_folder(tmp_path / "step", tmp_path / "aside" / "step")
+    assert everything(tmp_path) == {"aside/step/a": b"second"}
+    with pytest.raises(DiskError, match="could not be moved"):
+        files.move_folder(tmp_path / "gone", tmp_path / "aside" / "gone")
+    with pytest.raises(DiskError, match="could not be removed"):
+        files.remove_folder(tmp_path / "gone")
+
+
+def test_a_line_that_could_not_be_pushed_to_the_disk_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_jsonl(tmp_path / "a.jsonl", {"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(DiskError):
+            append_jsonl(tmp_path / "a.jsonl", {"step": 2})
+    append_jsonl(tmp_path / "a.jsonl", {"step": 3})
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_a_file_that_the_disk_cannot_read_is_broken_and_one_that_we_may_not_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with atomic_folder(tmp_path / "step", {}) as folder:
+        (folder / "a").write_text("x")
+    assert verify_folder(tmp_path / "step", from_disk=True) is None
+    for code in (errno.EIO, errno.EACCES):
+
+        def fail(_: Path, code: int = code) -> str:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setitem(files._DIGESTS, "sha256", fail)
+        if code == errno.EIO:
+            assert verify_folder(tmp_path / "step") == "a cannot be read back: Input/output error"
+        else:
+            with pytest.raises(DiskError, match="a: could not be read: Permission denied"):
+                verify_folder(tmp_path / "step")
+
+
+def test_free_bytes_are_those_of_the_disk_that_a_folder_will_be_made_on(tmp_path: Path) -> None:
+    assert 0 < files.free_bytes(tmp_path / "not" / "yet") <= os.statvfs(tmp_path).f_blocks * 2**20

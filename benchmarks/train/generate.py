@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rows import Settings, Work
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2] / "src")]
+
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from rows import Settings, Work  # noqa: E402
 
 STEPS, ROWS_PER_STEP, SEED = 9, 8, 17
 VOCABULARIES = {"32k": 32_000, "128k": 128_256}
@@ -34,7 +36,6 @@ SHAPE = {
     "num_key_value_heads": 4,
 }
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PAD, END = 0, 1
 
 
 def main() -> int:
@@ -87,21 +88,22 @@ def _lengths(count: int, asked: float, rng: np.random.Generator) -> tuple[NDArra
 
 
 def _ids(count: int, vocabulary: int, rng: np.random.Generator) -> NDArray[np.int32]:
-    """Token ids by Zipf's law over the whole vocabulary, frequent ones scattered over it; never PAD or END."""
-    weight = 1.0 / np.arange(1, vocabulary - 1)
-    ranks = rng.choice(vocabulary - 2, count, p=weight / weight.sum())
-    return (2 + rng.permutation(vocabulary - 2)[ranks]).astype(np.int32)
+    """Token ids by Zipf's law over the whole vocabulary, frequent ones scattered over it."""
+    weight = 1.0 / np.arange(1, vocabulary + 1)
+    ranks = rng.choice(vocabulary, count, p=weight / weight.sum())
+    return rng.permutation(vocabulary)[ranks].astype(np.int32)
 
 
 def _model(work: Work) -> dict[str, int]:
-    """Random weights, a tokenizer that peers ask for, and an adapter that all sides load."""
+    """Random weights, a tokenizer since all sides ask for one, and an adapter that all of them load."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from luthier.models.toy_tokenizer import load_tokenizer
 
     torch.manual_seed(work.settings.seed)
+    tokenizer = load_tokenizer()
     config = LlamaConfig(
         vocab_size=work.settings.vocabulary,
         **SHAPE,
@@ -109,14 +111,13 @@ def _model(work: Work) -> dict[str, int]:
         tie_word_embeddings=True,
         # Wider than usual: logits then differ, and a token that is weighted wrongly moves the loss.
         initializer_range=0.05,
-        pad_token_id=PAD,
+        pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-        eos_token_id=END,
+        eos_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(work.model)
-    words = Tokenizer(WordLevel({"<pad>": PAD, "<end>": END}, unk_token="<pad>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>").save_pretrained(work.model)
+    tokenizer.save_pretrained(work.model)
     embeddings = model.get_input_embeddings().weight.numel()
     decoder = sum(parameter.numel() for parameter in model.parameters()) - embeddings
     lora = LoraConfig(

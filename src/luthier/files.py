@@ -206,28 +206,28 @@ def verify_folder(path: Path, name: str = MANIFEST, from_disk: bool = False) -> 
     that cannot read a file back is an answer too; any other trouble with reading raises DiskError.
     """
     manifest = path / name
-    if not manifest.is_file():
-        return f"{name} is missing"
     try:
+        if not manifest.is_file():
+            return f"{name} is missing"
         files = {
             str(file): (about.pop("size"), *about.popitem()) for file, about in read_json(manifest)["files"].items()
         }
         digests = {file: (size, _DIGESTS[kind], digest) for file, (size, kind, digest) in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{name} cannot be read"
+    except OSError as error:
+        return _unreadable(manifest, error)
     for file, (size, digest_of, digest) in digests.items():
         item = path / file
-        if not item.is_file():
-            return f"{file} is missing"
         try:
+            if not item.is_file():
+                return f"{file} is missing"
             if from_disk:
                 _forget(item)
             if item.stat().st_size != size or digest_of(item) != digest:
                 return f"{file} is not what was written"
         except OSError as error:
-            if error.errno == errno.EIO:
-                return f"{file} cannot be read back: {error.strerror}"
-            raise DiskError(f"{item}: could not be read: {error.strerror}", "look at who may read it") from error
+            return _unreadable(item, error)
     return None
 
 
@@ -308,6 +308,13 @@ def _forget(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """The reason where it is the disk that cannot; anything else (rights, too many open files) is raised."""
+    if error.errno == errno.EIO:
+        return f"{path.name} cannot be read back: {error.strerror}"
+    raise DiskError(f"{path}: could not be read: {error.strerror}", "look at who may read it") from error
 
 
 def _disk_error(path: Path, error: OSError, done: str = "written") -> DiskError:

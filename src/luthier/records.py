@@ -14,7 +14,7 @@ class StepRecord:
     epoch: float
     loss: float
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None
     tokens: int
     seconds: float
     validation_loss: float | None = None

@@ -298,8 +298,10 @@ def test_a_pattern_of_its_own_is_trained_and_nothing_else(saved):
     assert tuned == {"q_proj", "v_proj"}
 
 
-def test_full_tuning_of_a_bfloat16_base_is_held_in_float32():
-    config = ModelConfig(base="toy:llama", tuning="full", dtype="bfloat16")
+@pytest.mark.parametrize("case", ["tokens, untied", "grown, tied", "whole head, tied", "whole norm", "dora", "full"])
+def test_32_whatever_is_tuned_on_a_half_precision_base_is_held_in_float32(saved, case):
+    config = config_of(saved.root, case)
+    config.dtype = "bfloat16"
     _, model = attached(config)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 

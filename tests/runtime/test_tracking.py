@@ -132,7 +132,7 @@ _READERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "
 def test_a_resumed_run_goes_on_in_the_same_one_and_repeats_no_step(tracker, tmp_path, capsys):
     first = _open(tracker, tmp_path)
     for step in (10, 20, 30, 40):
-        first.log({"loss": 100.0 + step, "why": "a word is no number", "bad": float("nan")}, step)
+        first.log(_record(step), step)
     first.close("interrupted")
     identity = json.loads((tmp_path / "track" / tracker / "voice-one.json").read_text())["id"]
     again = _open(tracker, tmp_path, step=20)  # the newest checkpoint
@@ -166,7 +166,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     child = subprocess.run([sys.executable, "-c", script], env=environment(WANDB_MODE="offline"), timeout=60)
     assert child.returncode == -signal.SIGKILL
     until = time.monotonic() + 20
-    while _open_files(tmp_path) and time.monotonic() < until:  # the tracker's process closes the run, and leaves
+    while _at_work_in(tmp_path) and time.monotonic() < until:  # the tracker's process closes the run, and leaves
         time.sleep(0.05)
     trackers = _open(tracker, tmp_path, step=10)
     for step in (20, 30):
@@ -175,7 +175,23 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert _seen(tracker, tmp_path) == [10, 20, 30]
 
 
-def _open_files(folder: Path) -> list[str]:
+@pytest.mark.slow
+def test_wandb_with_a_key_and_no_server_is_kept_offline(monkeypatch, tmp_path, capsys):
+    _needs("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", SECRETS["WANDB_API_KEY"])
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    trackers = _open("wandb", tmp_path)
+    trackers.log(_record(10), 10)
+    trackers.close("finished")
+    assert _seen("wandb", tmp_path) == [10]
+    assert "its server was not reached" in (said := capsys.readouterr().err)
+    assert "kept offline; `wandb sync" in said
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or SECRETS["WANDB_API_KEY"].encode() not in path.read_bytes()
+
+
+def _at_work_in(folder: Path) -> list[str]:
     """Processes that work in a folder."""
     found = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
@@ -279,6 +295,14 @@ def test_a_tracker_that_breaks_is_said_once_and_training_goes_on(body, reason, m
     assert reason in said
     assert "hf_Qw" not in said
     assert max(took) < 0.1  # nothing waits
+
+
+def test_only_finite_numbers_are_passed_on(monkeypatch, tmp_path, capsys):
+    _with_library(monkeypatch, tmp_path / "lib", "if name != 'loss': raise ValueError(name)")
+    trackers = _open("tensorboard", tmp_path / "run")
+    trackers.log({"loss": 1.5, "step": 10, "why": "a word", "nan": float("nan"), "inf": float("inf")}, 10)
+    trackers.close("finished")
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_of_the_environment_reaches_a_tracker_but_what_is_its_own(monkeypatch):

@@ -91,7 +91,7 @@ def model_of(made: Recipe) -> tuple[Any, ChatModel]:
     tuned = adapters.attach(base, made.model, tokens, made.seed)
     use_packed_attention(adapters.bare(tuned))
     if made.train.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapters.checkpoint_activations(base.model)
     return base, ChatModel(tuned, base.facts(), made.train.label_smoothing)
 
 

@@ -134,6 +134,13 @@ def _refuse_dora_on_int8(model: Any, config: ModelConfig) -> None:
         )
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Keep no activations inside the layers of a bare model; backward computes them again."""
+    # transformers 5.23 calls it so; before, it was gradient_checkpointing_enable.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def bare(model: Any) -> Any:
     """The model of transformers under a PEFT wrapper (adapters stay active in its modules)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -36,10 +36,15 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """Where the rows of a line end: `lengths` on the host, `borders` (int32, rows + 1, from 0 to T) on the device."""
+    """Where the rows of a line end: `lengths` on the host, `borders` (int32, rows + 1, from 0 to T) on the device.
+
+    Sum and maximum are kept apart from the lengths: a compiled step that reads only these two fits any rows.
+    """
 
     lengths: tuple[int, ...]
     borders: torch.Tensor
+    total: int
+    longest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,9 @@ def packed_kwargs(lengths: Sequence[int], device: torch.device | str) -> dict[st
         raise RequestError(f"row lengths {list(lengths)}: a row has one token or more", "leave empty rows out")
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return {
-        "packed_rows": PackedRows(tuple(lengths), ends.to(device, non_blocking=True)),
+        "packed_rows": PackedRows(
+            tuple(lengths), ends.to(device, non_blocking=True), total=sum(lengths), longest=max(lengths)
+        ),
         "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
         "use_cache": False,
     }
@@ -123,13 +130,12 @@ def packed_attention(
         if rule.softcap is None:
             return AttentionInterface()["sdpa"](module, query_BHTD, key_BGTD, value_BGTD, attention_mask, **options)
         return _capped(query_BHTD, key_BGTD, value_BGTD, attention_mask, rule).transpose(1, 2), None
-    if not sum(rows.lengths) == query_BHTD.shape[2] == key_BGTD.shape[2]:
+    if not rows.total == query_BHTD.shape[2] == key_BGTD.shape[2]:
         raise RequestError(
-            f"rows of {sum(rows.lengths)} tokens in a line of {query_BHTD.shape[2]} that attends to"
-            f" {key_BGTD.shape[2]}",
+            f"rows of {rows.total} tokens in a line of {query_BHTD.shape[2]} that attends to {key_BGTD.shape[2]}",
             "give the lengths of exactly these rows, and no cache",
         )
-    if len(rows.lengths) > 1 and _fits_one_kernel(query_BHTD, value_BGTD, rule):
+    if rows.longest < rows.total and _fits_one_kernel(query_BHTD, value_BGTD, rule):
         return _in_one_kernel(query_BHTD, key_BGTD, value_BGTD, rows, rule), None
     return _row_by_row(query_BHTD, key_BGTD, value_BGTD, rows, rule), None
 
@@ -236,18 +242,30 @@ def _in_one_kernel(
     query, key, value = (part[0].transpose(0, 1).to(value_BGTD.dtype) for part in (query_BHTD, key_BGTD, value_BGTD))
     # Both kernels count the tokens before the query's own.
     window = (-1 if rule.window is None else rule.window - 1, 0)
-    borders, longest = rows.borders, max(rows.lengths)
+    borders, longest = rows.borders, rows.longest
     flash = _flash_kernel()
     if flash is None:
         out: Any = varlen.varlen_attn(
-            *(query, key, value, borders, borders, longest, longest),
+            query,
+            key,
+            value,
+            borders,
+            borders,
+            longest,
+            longest,
             scale=rule.scale,
             window_size=window,
             enable_gqa=True,
         )
     else:
         out = flash(
-            *(query, key, value, borders, borders, longest, longest),
+            query,
+            key,
+            value,
+            borders,
+            borders,
+            longest,
+            longest,
             dropout_p=rule.dropout,
             softmax_scale=rule.scale,
             causal=True,

@@ -92,6 +92,7 @@ class Checkpoints:
     ) -> bool:
         """Save step `state["step"]`, then drop what rotation allows (never the best, never the newest two).
 
+        State must be a function of the step (but for the clock): a step that is there, whole, is not written again.
         Returns whether it is there, sealed and read back. A disk that refuses is said and counted; with `must` (the
         end of a training, a stop that was asked for) it raises DiskError, for then nothing would try again.
         """
@@ -104,12 +105,11 @@ class Checkpoints:
             if must:
                 raise
             kept = self.steps()
-            say(
+            _loud(
                 f"step {step} could NOT be saved ({error.message}); training goes on, the last checkpoint is "
                 f"{f'step {kept[-1]}' if kept else 'none'}, and saving is tried again when it is next due"
             )
             return False
-        self.saved += 1
         self._rotate()
         return True
 
@@ -125,7 +125,7 @@ class Checkpoints:
                 return step
             set_aside(self.path(step), wrong)
         if self._quarantined():
-            say(
+            _loud(
                 f"NO checkpoint in {self.folder} can be trusted: training starts again from step 0; "
                 f"the broken ones are in {self.folder / QUARANTINE}"
             )
@@ -167,6 +167,7 @@ class Checkpoints:
         if wrong is not None:
             set_aside(target, wrong)
             raise DiskError(f"{target}: read back, {wrong}", "look at the disk")
+        self.saved += 1
 
     def _rotate(self) -> None:
         """Drop all but the newest and the best of each. A folder that cannot be dropped stays for the next time."""
@@ -176,7 +177,7 @@ class Checkpoints:
             try:
                 remove_folder(self.path(step))
             except DiskError as error:
-                say(str(error))
+                _loud(str(error))
 
     def _wrong(self, step: int) -> str | None:
         """What keeps the checkpoint of `step` from being trusted, or None."""
@@ -197,13 +198,16 @@ class Checkpoints:
         return None
 
     def _best(self, step: int) -> int:
-        """The step that the state of a sealed checkpoint calls the best; 0 for none."""
-        return int(read_json(self.path(step) / STATE).get("best_step") or 0)
+        """The step that the state of a checkpoint calls the best; 0 for none, and where it cannot be read."""
+        try:
+            return int(read_json(self.path(step) / STATE).get("best_step") or 0)
+        except (OSError, ValueError, TypeError, AttributeError):
+            return 0
 
     def _named(self) -> list[int]:
         """Steps that a folder is named after, whole or not. Other names (a copy made by hand) are left alone."""
         found = (_NAME.fullmatch(item.name) for item in self.folder.glob("step-*"))
-        return [int(match[1]) for match in found if match]
+        return [int(match[1]) for match in found if match and self.path(int(match[1])).name == match[0]]
 
     def _quarantined(self) -> list[Path]:
         return list((self.folder / QUARANTINE).glob("step-*"))
@@ -212,10 +216,15 @@ class Checkpoints:
 def set_aside(folder: Path, wrong: str) -> None:
     """Move a broken sealed folder out of the way, to quarantine/ beside it, write down why, and say so."""
     aside = folder.parent / QUARANTINE / folder.name
-    say(f"{folder} is broken ({wrong}); set aside in {aside.parent}")
+    _loud(f"{folder} is broken ({wrong}); set aside in {aside.parent}")
     move_folder(folder, aside)
     with suppress(DiskError):  # it was said; a full disk is no reason to stop here
         append_jsonl(aside.parent / "reasons.jsonl", {"folder": folder.name, "reason": wrong})
+
+
+def _loud(text: str) -> None:
+    with suppress(OSError):  # the log itself may lie on the disk that is full
+        say(text)
 
 
 def _sealed_step(folder: Path) -> int | None:
@@ -225,11 +234,3 @@ def _sealed_step(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step
-
-
-def save_model(model: Learner, folder: Path, _base_name: str) -> None:
-    model.save(folder)
-
-
-def load_model(model: Learner, folder: Path) -> None:
-    model.load(folder)

@@ -182,7 +182,7 @@ class Feed:
             if reason := answer.get("failed"):
                 self._stop_feeding(reason)
             elif note := answer.get("note"):
-                say(f"track: {self._name}: {self._scrub.text(note)}")
+                say(f"track: {self._name}: {' '.join(self._scrub.text(note).split())}")
 
     def _ask(self, message: dict[str, Any]) -> dict[str, str]:
         stdin, stdout = self._pipes

@@ -91,7 +91,7 @@ def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextB
     if recipe.train.packing:
         use_packed_attention(adapters.bare(tuned))
     if recipe.train.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapters.checkpoint_activations(base.model)
     model = ChatModel(tuned, base.facts(), recipe.train.label_smoothing)
     if recipe.train.torch_compile:
         for layer in _layers(base.model):

@@ -93,7 +93,7 @@ def build_model(recipe: Recipe, seed: int) -> tuple[Base, VerdictModel, package.
     rows = base.model.get_input_embeddings().weight[sorted(tokens.values())].detach().clone()
     tuned = adapters.attach(base, recipe.model, tokens, seed)
     if recipe.train.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapters.checkpoint_activations(base.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VerdictModel(tuned, base.family, recipe.task, answers)

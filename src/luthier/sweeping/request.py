@@ -72,7 +72,7 @@ def planned(request: SweepRequest) -> dict[str, Any]:
         "recipe_sha256": sha256_file(request.recipe),
         "overrides": list(request.overrides),
         "grid": {axis.key: list(axis.values) for axis in axes},
-        "search": [asdict(axis) for axis in space],
+        "search": list(request.search),
         "objective": asdict(objective),
         "comparable": len({sense.measure(stages, objective) for stages in read}) == 1,
         "stages": list(read[0]),

@@ -8,6 +8,7 @@ device: that a loss or gradient is not finite is noticed there, and the optimize
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class _Training:
         self.guard = Guard(job.devices.device)
         self.unread: list[_Step] = []
         self.had_gradient: list[torch.Tensor] = []
+        self.best_before = done.best_step, done.best_loss
         self.tokens_shown = done.tokens
         self.begun = time.monotonic() - done.seconds
 
@@ -212,6 +214,7 @@ class _Training:
         job.learner.eval()
         found = job.validate()
         job.learner.train()
+        self.best_before = done.best_step, done.best_loss
         if done.best_loss is None or found < done.best_loss:
             done.best_loss, done.best_step, done.looks_without_best = found, done.step, 0
         else:
@@ -230,7 +233,7 @@ class _Training:
             epoch=round(done.step / job.feed.steps_per_epoch, 4),
             loss=done.loss_sum / done.loss_weight,
             learning_rate=job.settings.learning_rate * factor,
-            grad_norm=norm,
+            grad_norm=norm if math.isfinite(norm) else None,  # float16's scaling leaves such a step out
             tokens=done.tokens,
             seconds=round(done.seconds, 3),
             validation_loss=validation,
@@ -294,7 +297,7 @@ class _Training:
         done.scale = job.devices.precision.state()
         saved = job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=must)
         if not saved and done.best_step == done.step:  # what is not on the disk cannot be gone back to
-            done.best_step, done.best_loss = 0, None
+            done.best_step, done.best_loss = self.best_before
 
 
 def _restore(job: Job) -> Progress:
