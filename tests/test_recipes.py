@@ -57,8 +57,36 @@ def test_the_speaking_recipe_keeps_the_contracts_names() -> None:
     assert not any(stage.publish.push for stage in stages.values())
 
 
+def test_the_voice_recipe_is_what_its_users_do_on_two_bases() -> None:
+    stages = stage_recipes(load_recipe(ROOT / "recipes" / "voice.yaml"))
+    assert list(stages) == ["1b", "3b"]
+    assert [stage.model.base for stage in stages.values()] == [
+        f"unsloth/Llama-3.2-{size}-Instruct-bnb-4bit" for size in ("1B", "3B")
+    ]
+    for stage in stages.values():
+        assert stage.data.train == ["finetome"]
+        assert stage.start_from == ""
+        train = stage.train
+        assert (train.batch_size, train.micro_batch_size, train.learning_rate, train.epochs) == (8, 2, 2e-4, 1)
+        assert (train.optimizer, train.weight_decay, train.schedule) == ("adamw_8bit", 0.01, "linear")
+        assert (train.save_every, stage.model.dtype) == (10, "float16")
+        assert (stage.model.lora.r, stage.model.lora.alpha, stage.model.lora.dropout) == (16, 16, 0)
+
+
+@pytest.mark.parametrize("name", ["voice", "assistant"])
+def test_a_base_that_is_set_is_that_of_every_stage(name: str) -> None:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", ["model.base=toy:llama"])
+    assert {stage.model.base for stage in stage_recipes(recipe).values()} == {"toy:llama"}
+
+
+def test_the_assistant_recipe_mixes_three_sets_for_sixty_steps() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "assistant.yaml")
+    assert recipe.data.train == ["finetome", "sharegpt-english", "ultrachat"]
+    assert (recipe.train.max_steps, recipe.train.save_every, recipe.train.learning_rate) == (60, 10, 2e-4)
+
+
 def test_what_does_not_run_yet_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    overrides = ["publish.push=true", "track.trackers=[wandb]", "task.kind=describe"]
+    overrides = ["publish.push=true", "track.trackers=[neptune]", "task.kind=describe"]
     with pytest.raises(RecipeError) as caught:
         load_recipe(ROOT / "recipes" / "speaking.yaml", overrides)
     text = str(caught.value)

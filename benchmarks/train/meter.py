@@ -19,6 +19,9 @@ from rows import Work
 WARM = 1
 """Steps before the clock counts: the first one allocates, and where it compiles, compiles."""
 
+FIRST_LOG = 1
+"""A step after which loops look at the loss on purpose; host reads are counted from the next step's end on."""
+
 
 @dataclass
 class Meter:
@@ -43,7 +46,7 @@ class Meter:
         """An optimizer step ended."""
         self.stamps.append((time.perf_counter(), time.process_time()))
         done = len(self.stamps) - 1
-        if self.counted and done == WARM:
+        if self.counted and done == FIRST_LOG + 1:
             self.reads.start()
         if self.counted and done == self.work.settings.steps:
             self.reads.stop()
@@ -69,5 +72,5 @@ class Meter:
             **more,
         }
         if self.counted:
-            found["reads"] = self.reads.per_step(len(tokens) - WARM)
+            found["reads"] = self.reads.per_step(len(tokens) - FIRST_LOG - 1)
         print(f"\n{json.dumps(found)}")

@@ -42,7 +42,7 @@ def main() -> int:
     work = Work.read(options.folder)
     settings = recipe(work, options.micro, options.padded, options.count)
     devices = Devices(settings.model.dtype)
-    base, learner = build_chat_model(settings, devices, settings.seed)
+    _, learner = build_chat_model(settings, devices, settings.seed)
     result = set_peft_model_state_dict(learner.language_model, load_peft_weights(work.adapter, device="cpu"))
     if result.unexpected_keys:
         raise RuntimeError(f"the adapter does not fit: {result.unexpected_keys[:3]}")

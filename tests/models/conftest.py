@@ -15,9 +15,10 @@ from luthier.models.adapters import sound_is_frozen
 from luthier.models.batches import Batch, collate
 from luthier.models.encode import Example, PromptEncoder, encode_rows
 from luthier.models.features import FeatureStore
+from luthier.models.learner import StepWeights
 from luthier.models.load import Base, load_base
 from luthier.models.package import Package
-from luthier.models.verdict import StepWeights, VerdictModel, grade_levels
+from luthier.models.verdict import VerdictModel, grade_levels
 from luthier.recipe import Recipe
 from luthier.recipe_model import ModelConfig
 from luthier.schema import Message, Part, Provenance, Row, Target

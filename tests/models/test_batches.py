@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.models.batches import Micro, batches, collate, epoch_order, plan_micros, ranking_pairs
+from luthier.models.batches import VerdictFeed, collate, epoch_order, plan_micros, ranking_pairs
 from luthier.models.encode import Example
+from luthier.models.feeds import stream
+from luthier.recipe_train import TrainConfig
 
 
 def make(number: int, length: int, grade: float) -> Example:
@@ -30,6 +33,11 @@ def make(number: int, length: int, grade: float) -> Example:
 
 def made(count: int) -> list[Example]:
     return [make(i, 5 + (i * 7) % 23, 1 + (i * 5 % 9) / 2) for i in range(count)]
+
+
+def feed_of(examples: list[Example], micro: int, mark: float | None = None, store: Any = None, pad: int = 0):
+    train = TrainConfig(batch_size=16, micro_batch_size=micro)
+    return VerdictFeed(examples, store, pad, train, seed=5, pass_mark=mark)
 
 
 @settings(max_examples=80, deadline=None)
@@ -62,28 +70,58 @@ def test_rows_of_similar_length_share_a_batch():
 @pytest.mark.parametrize("micro", [2, 3, 4, 16])
 def test_every_row_is_covered_once_an_epoch(micro, mark):
     examples = made(37)
-    plan = plan_micros(examples, batch_size=16, micro_batch_size=micro, epochs=3, seed=5, pass_mark=mark)
+    feed = feed_of(examples, micro, mark)
+    assert feed.steps_per_epoch == 3
     for epoch in range(3):
-        assert Counter(r for m in plan if m.epoch == epoch for r in m.rows) == Counter(range(37))
-    assert [m.step for m in plan] == sorted(m.step for m in plan)
-    assert {m.step for m in plan} == set(range(1, 10))
-    assert all(len(m.rows) <= micro for m in plan)
+        steps = [feed.rows(3 * epoch + place) for place in (1, 2, 3)]
+        assert sorted(map(len, steps)) == [5, 16, 16]
+        micros = [m for rows in steps for m in plan_micros(rows, examples, micro, mark)]
+        assert Counter(r for m in micros for r in m.rows) == Counter(range(37))
+        assert all(0 < len(m.rows) <= micro for m in micros)
+
+
+def test_any_step_can_be_asked_for_first():
+    feed = feed_of(made(300), 4)
+    per_epoch = feed.steps_per_epoch
+    assert per_epoch == 19
+    steps = [feed.rows(step) for step in range(1, 3 * per_epoch + 1)]
+    assert len({str(rows) for rows in steps}) == 3 * per_epoch
+    for step in (50, 1, 20, 19, 38, 57):
+        assert feed.rows(step) == feed_of(made(300), 4).rows(step) == steps[step - 1]
 
 
 def test_steps_hold_the_same_rows_and_pairs_whatever_the_micro_batch():
     examples = made(37)
 
-    def steps(micro: int) -> dict[int, tuple[set[int], set[tuple[str, str]]]]:
-        found: dict[int, tuple[set[int], set[tuple[str, str]]]] = {}
-        for m in plan_micros(examples, batch_size=16, micro_batch_size=micro, epochs=2, seed=5, pass_mark=4.0):
-            rows, pairs = found.setdefault(m.step, (set(), set()))
-            rows.update(m.rows)
-            pairs.update((examples[m.rows[a]].id, examples[m.rows[b]].id) for a, b in m.pairs)
+    def steps(micro: int) -> list[tuple[set[int], set[tuple[str, str]]]]:
+        found = []
+        feed = feed_of(examples, micro, 4.0)
+        for step in range(1, 7):
+            micros = plan_micros(feed.rows(step), examples, micro, 4.0)
+            pairs = {(examples[m.rows[a]].id, examples[m.rows[b]].id) for m in micros for a, b in m.pairs}
+            found.append(({row for m in micros for row in m.rows}, pairs))
         return found
 
     whole = steps(16)
-    assert sum(len(pairs) for _, pairs in whole.values()) > 10
+    assert sum(len(pairs) for _, pairs in whole) > 10
     assert steps(2) == steps(4) == steps(5) == whole
+
+
+@pytest.mark.parametrize("mark", [None, 4.0])
+def test_halving_makes_passes_smaller_and_keeps_the_rows_and_pairs_of_a_step(bench, mark):
+    one = bench()
+    feed = feed_of(one.examples, 8, mark, one.store)
+    sizes, kept = [], set()
+    for halvings in range(9):
+        batches = feed.batches(1, halvings)
+        if not batches:
+            break
+        sizes.append(max(len(batch.ids) for batch in batches))
+        pairs = sorted((batch.ids[a], batch.ids[b]) for batch in batches for a, b in batch.pairs)
+        kept.add(str((sorted(name for batch in batches for name in batch.ids), pairs)))
+    assert sizes == ([8, 4, 2, 1] if mark is None else [8, 4, 2])  # a pair is never split
+    assert len(kept) == 1
+    assert ("[]" in kept.pop()) == (mark is None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,7 +136,7 @@ def test_pairs_cross_the_mark_and_are_disjoint(grades):
 
 
 def test_no_pass_mark_means_no_pairs():
-    assert not any(m.pairs for m in plan_micros(made(20), batch_size=8, micro_batch_size=4, epochs=1, seed=1))
+    assert not any(m.pairs for m in plan_micros(range(20), made(20), 4))
 
 
 def test_collate_pads_on_the_right_and_groups_sound_by_length(bench):
@@ -131,10 +169,12 @@ def test_collate_puts_other_recordings_in_place(bench):
 
 def test_workers_do_not_change_a_batch(bench):
     one = bench()
-    pad = one.base.tokenizer.pad_token_id
-    micros = [Micro(1, 0, (0, 3, 5), ((0, 1),)), Micro(1, 0, (1,)), Micro(2, 0, (7, 6, 2, 4))]
-    alone, helped = (list(batches(micros, one.examples, one.store, pad, workers)) for workers in (0, 2))
-    assert [b.ids for b in alone] == [["row0", "row3", "row5"], ["row1"], ["row7", "row6", "row2", "row4"]]
+    feed = feed_of(one.examples, 3, 4.0, one.store, one.base.tokenizer.pad_token_id)
+    alone, helped = (list(stream(feed, 2, 4, workers=workers)) for workers in (0, 2))
+    assert [len(group) for group in alone] == [len(group) for group in helped]
+    assert len(alone) == 3
+    alone, helped = ([batch for group in groups for batch in group] for groups in (alone, helped))
+    assert sum(len(batch.pairs) for batch in alone) >= 6
     for a, b in zip(alone, helped, strict=True):
         assert (a.ids, a.pairs) == (b.ids, b.pairs)
         for name in ("input_ids_BL", "readout_B", "sound_at_B", "target_B", "level_B"):

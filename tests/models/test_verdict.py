@@ -10,8 +10,9 @@ from peft import PromptTuningConfig, get_peft_model
 
 from luthier.models.adapters import bare
 from luthier.models.batches import Batch, plan_micros
+from luthier.models.learner import StepWeights
 from luthier.models.losses import ordinal_log_probabilities
-from luthier.models.verdict import StepWeights, VerdictHead, grade_levels
+from luthier.models.verdict import VerdictHead, grade_levels
 
 READOUTS = ("tokens", "head", "ordinal")
 
@@ -39,21 +40,15 @@ def test_company_does_not_change_a_probability(bench, readout):
 
 def step_loss(one, micro_batch_size: int, ranking: bool) -> tuple[float, torch.Tensor]:
     """Loss and flat gradient of one optimizer step over all rows, accumulated over micro-batches."""
-    micros = plan_micros(
-        one.examples,
-        batch_size=16,
-        micro_batch_size=micro_batch_size,
-        epochs=1,
-        seed=1,
-        pass_mark=4.0 if ranking else None,
-    )
-    assert len({m.step for m in micros}) == 1
-    weights = StepWeights(sum(len(m.rows) for m in micros), float(sum(len(m.pairs) for m in micros)))
+    micros = plan_micros(range(len(one.examples)), one.examples, micro_batch_size, 4.0 if ranking else None)
+    group = [one.batch(micro.rows, micro.pairs) for micro in micros]
+    weights = one.model.step_weights(group)
+    assert weights.main == len(one.examples)
     assert bool(weights.pairs) == ranking
     one.model.zero_grad()
     total = 0.0
-    for micro in micros:
-        loss, _ = one.model.loss(one.batch(micro.rows, micro.pairs), weights)
+    for batch in group:
+        loss, _ = one.model.loss(batch, weights)
         loss.backward()
         total += float(loss.detach())
     gradients = [p.grad.reshape(-1) for p in one.model.parameters() if p.requires_grad and p.grad is not None]
@@ -254,7 +249,7 @@ def test_a_bfloat16_base_is_read_out_in_float32(bench, readout):
 
     one = bench({"model.dtype": "bfloat16", "task.readout": readout})
     devices = Devices("bfloat16")
-    with devices.precision(), torch.no_grad():
+    with devices.precision.autocast(), torch.no_grad():
         score, state = one.model(one.batch())
     assert score.dtype == torch.float32
     assert not torch.equal(score, score.to(torch.bfloat16).float())

@@ -1,4 +1,4 @@
-"""A small training on synthetic sound: the pieces that stages.py puts together, without a table."""
+"""A small training on synthetic sound: the pieces that stages/ puts together, without a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.files import sha256_file
-from luthier.models.batches import plan_micros
+from luthier.models.batches import VerdictFeed
 from luthier.models.encode import Example, PromptEncoder
 from luthier.models.features import FeatureStore
 from luthier.recipe import Recipe
@@ -89,26 +89,15 @@ def make_job(folder: Path, made: Recipe, rows: int = 24, poison: int | None = No
     model.initialise_head([counts[k] for k in range(9)])
     plan = make_plan(rows, made.train)
     mark = 4.0 if made.task.ranking_weight else None
-    micros = plan_micros(
-        examples,
-        batch_size=made.train.batch_size,
-        micro_batch_size=made.train.micro_batch_size,
-        epochs=plan.epochs,
-        seed=made.seed,
-        pass_mark=mark,
-    )
     return Job(
-        model=model,
+        learner=model,
         optimizer=make_optimizer(model, made.train, 1e-2),
         plan=plan,
         settings=made.train,
         seed=made.seed,
-        micros=micros,
-        examples=examples,
-        store=store,
-        pad_id=base.tokenizer.pad_token_id,
+        feed=VerdictFeed(examples, store, base.tokenizer.pad_token_id, made.train, made.seed, mark),
         devices=Devices("float32"),
-        checkpoints=Checkpoints(folder / "checkpoints", made.model.base, 100),
+        checkpoints=Checkpoints(folder / "checkpoints", made.model.base, 100, made.train.save_every),
         metrics=folder / "metrics.jsonl",
     )
 

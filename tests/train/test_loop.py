@@ -15,8 +15,6 @@ import pytest
 import torch
 
 from luthier.errors import Interrupted, NonFiniteLoss
-from luthier.models.batches import batches
-from luthier.models.verdict import StepWeights
 from luthier.train import loop
 from luthier.train.loop import train
 from support.jobs import make_job, outcome, recipe
@@ -92,15 +90,17 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, ranking):
         made.task.ranking_weight = ranking
         made.train.batch_size, made.train.micro_batch_size = 16, size
         job = make_job(tmp_path / str(size), made, rows=16)
-        job.model.eval()  # dropout draws depend on shapes; everything else must not
-        group = list(batches([m for m in job.micros if m.step == 1], job.examples, job.store, job.pad_id))
-        weights = StepWeights(sum(len(b.ids) for b in group), sum(len(b.pairs) for b in group))
+        job.learner.eval()  # dropout draws depend on shapes; everything else must not
+        group = job.feed.batches(1)
+        weights = job.learner.step_weights(group)
+        assert weights.main == 16
+        assert bool(weights.pairs) == bool(ranking)
         total = torch.zeros(())
         for batch in group:
-            loss, _ = job.model.loss(batch, weights)
+            loss, _ = job.learner.loss(batch, weights)
             loss.backward()
             total += loss.detach()
-        gradients = torch.cat([p.grad.flatten() for p in job.model.parameters() if p.grad is not None])
+        gradients = torch.cat([p.grad.flatten() for p in job.learner.parameters() if p.grad is not None])
         found[size] = (len(group), float(total), gradients)
     reference = found[16]
     assert reference[0] == 1
@@ -116,28 +116,28 @@ def test_nan_stops_before_the_step_and_names_the_rows(tmp_path):
     with pytest.raises(NonFiniteLoss, match="row-7"):
         train(job)
     last = job.checkpoints.steps()[-1:] if job.checkpoints.steps() else []
-    poisoned = next(m.step for m in job.micros if 7 in m.rows)
+    poisoned = next(step for step in range(1, job.plan.steps + 1) if 7 in job.feed.rows(step))
     assert last == ([poisoned - 1] if poisoned > 1 else [])
-    assert all(bool(torch.isfinite(p).all()) for p in job.model.parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in job.learner.parameters())
 
 
 def test_sigterm_saves_the_step_and_resumes_to_the_same_bytes(whole, tmp_path_factory, monkeypatch):
     folder, expected = whole
     target = folder.parent / "sigterm"
     job = make_job(target, recipe())
-    taken = loop._after_step
+    taken = loop._Training._step
 
-    def stop_at_four(job, done, norm):
-        taken(job, done, norm)
-        if done.step == 4:
+    def stop_at_four(self, group):
+        taken(self, group)
+        if self.done.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "_after_step", stop_at_four)
+    monkeypatch.setattr(loop._Training, "_step", stop_at_four)
     with pytest.raises(Interrupted) as caught:
         train(job)
     assert caught.value.exit_code == 130
     assert job.checkpoints.steps()[-1] == 4
-    monkeypatch.setattr(loop, "_after_step", taken)
+    monkeypatch.undo()
     again = make_job(target, recipe())
     train(again, resume=True)
     assert outcome(again) == expected
@@ -152,14 +152,14 @@ def test_best_epoch_is_selected_and_kept(tmp_path):
     states = []
 
     def validate():
-        states.append({n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad})
+        states.append({n: p.detach().clone() for n, p in job.learner.named_parameters() if p.requires_grad})
         return next(losses)
 
     job.validate = validate
     done = train(job)
     assert done.best_step == 2 * job.plan.steps_per_epoch
     assert done.best_step in job.checkpoints.steps()
-    for name, parameter in job.model.named_parameters():
+    for name, parameter in job.learner.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter, states[1][name]), name
 

@@ -51,8 +51,8 @@ class Head:
     def of(cls, model: Any) -> Head:
         """The head of a model of transformers, with or without a PEFT wrapper, proved on a few tokens.
 
-        Call it under the autocast that the model is trained in. Raises RequestError naming the architecture where the
-        model's own logits are not those of its decoder and this head.
+        Raises RequestError naming the architecture where the model's own logits are not those of its decoder and this
+        head. Reads the device.
         """
         bare = _bare(model)
         module = bare.get_output_embeddings()
@@ -139,7 +139,7 @@ def _prove(head: Head, bare: Any) -> None:
     start = vocabulary // 2
     ids_1T = torch.arange(start, min(start + 3, vocabulary), device=bare.get_input_embeddings().weight.device)[None]
     decoder = body(bare)
-    with _evaluating(bare), torch.no_grad():
+    with _evaluating(bare), _autocast(bare), torch.no_grad():
         hidden_1TD = decoder(input_ids=ids_1T, use_cache=False).last_hidden_state
         gain = STRETCH / float(_uncapped(head, hidden_1TD).abs().max())
 
@@ -169,6 +169,15 @@ def _uncapped(head: Head, hidden_1TD: torch.Tensor) -> torch.Tensor:
 
 def _refused(bare: Any, reason: str) -> RequestError:
     return RequestError(f"model.base: {type(bare).__name__} {reason}", "take a base of another architecture")
+
+
+def _autocast(bare: Any) -> torch.autocast:
+    """The autocast in force, or one that lets a model in half precision run with parts trained in float32."""
+    device = bare.get_input_embeddings().weight.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, torch.get_autocast_dtype(device))
+    halves = {parameter.dtype for parameter in bare.parameters()} & {torch.bfloat16, torch.float16}
+    return torch.autocast(device, torch.bfloat16 if torch.bfloat16 in halves else torch.float16, enabled=bool(halves))
 
 
 @contextmanager

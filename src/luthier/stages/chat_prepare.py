@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from luthier.console import say
+from luthier.errors import LuthierError
 from luthier.evaluate.answers import answer_losses
 from luthier.models import adapters
 from luthier.models.attention import use_packed_attention
 from luthier.models.chat import ChatTemplate
 from luthier.models.chat_batches import ChatFeed, Layout
 from luthier.models.chat_model import ChatModel
+from luthier.models.effect import adapter_effect, delta_norms, summary
 from luthier.models.lessons import Encoder, Lessons
 from luthier.models.text_base import TextBase, load_text_base
 from luthier.models.tokens import add_text_tokens
@@ -25,6 +27,9 @@ from luthier.rundir import RunDir
 from luthier.runtime.devices import Devices
 from luthier.stages.chat_rows import ChatRows
 from luthier.stages.fit import Fit
+
+_EFFECT_TOKENS = 256
+"""Tokens on which the trained adapter is held against the base."""
 
 
 @dataclass
@@ -46,7 +51,7 @@ class PreparedChat:
         def seal(folder: Path) -> dict[str, Any]:
             self.model.save(folder)
             self.base.tokenizer.save_pretrained(str(folder))
-            return {}
+            return self._effect()
 
         validate = None
         if self.validation is not None:
@@ -54,6 +59,22 @@ class PreparedChat:
             validate = lambda: score().mean
         rows = self.feed.steps_per_epoch * self.layout.batch_size
         return Fit(self.model, self.feed, min(rows, len(self.lessons)), self.devices, seal, validate)
+
+    def _effect(self) -> dict[str, Any]:
+        """What the trained adapter does. Raises LuthierError for one that changes nothing."""
+        model = self.model.language_model
+        if not hasattr(model, "disable_adapter"):
+            return {}
+        longest = int(self.lessons.lengths.argmax())
+        ids = torch.from_numpy(self.lessons[longest].ids_L[:_EFFECT_TOKENS].astype("int64"))
+        with self.devices.precision.autocast():
+            effect = adapter_effect(model, ids.to(self.devices.device))
+        if effect == 0.0:
+            raise LuthierError(
+                "the trained adapter changes no log-likelihood at all: the model is the base",
+                "look at model.lora.target_modules and train.learning_rate",
+            )
+        return {"effect": effect, "delta_norms": summary(delta_norms(model))}
 
 
 def prepare_chat(run: RunDir, name: str, recipe: Recipe) -> PreparedChat:

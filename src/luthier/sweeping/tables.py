@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from luthier.console import table
+from luthier.console import WIDTH, table
 from luthier.sweeping.figures import VALIDATION, Objective
 from luthier.sweeping.space import Settings, shown
 from luthier.sweeping.trial import Trial
@@ -106,10 +107,13 @@ def notes(results: Results) -> list[str]:
 def for_terminal(results: Results) -> str:
     """Everything in at most 100 columns."""
     keys = _keys(results)
-    parts = [f"settings, in order: {', '.join(keys)}", table(_header(results), _rows(results, keys))]
+    parts = [
+        textwrap.fill(f"settings, in order: {', '.join(keys)}", WIDTH),
+        table(_header(results), [row for _, row in _paired(results, keys)]),
+    ]
     if results.groups():
         parts.append(table(_GROUPS, _group_rows(results)))
-    return "\n\n".join([*parts, "\n".join(notes(results))])
+    return "\n\n".join([*parts, "\n".join(textwrap.fill(note, WIDTH) for note in notes(results))])
 
 
 def for_markdown(results: Results, command: str) -> str:
@@ -141,10 +145,6 @@ def _header(results: Results) -> list[str]:
     key = results.objective.key
     more = [] if key == VALIDATION else [key]
     return ["trial", "settings", *more, "steps", "train loss", "validation", "at step", "tokens/s", "seconds", "status"]
-
-
-def _rows(results: Results, keys: Sequence[str]) -> list[list[str]]:
-    return [row for _, row in _paired(results, keys)]
 
 
 def _paired(results: Results, keys: Sequence[str]) -> list[tuple[Trial, list[str]]]:

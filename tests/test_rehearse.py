@@ -1,0 +1,161 @@
+"""A rehearsal: the recipe's own work at toy size, with whatever the machine or the network lacks stood in for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from luthier import rehearse
+from luthier.files import read_json, read_jsonl
+from luthier.recipe import Recipe
+from luthier.recipefile import load_recipe, stage_recipes
+from luthier.rehearse import rehearsal, twin
+from support.children import ROOT, Luthier
+
+CHATS = ("voice", "assistant")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        rehearse, "_unreachable", lambda source, *more: "" if Path(source.path or "-").is_file() else "not here"
+    )
+
+
+def rehearsed(name: str, folder: Path, *overrides: str) -> dict[str, Recipe]:
+    """The stages of the recipe that a rehearsal runs."""
+    tree = rehearsal(load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides), folder / "standins")
+    (folder / "rehearsal.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return stage_recipes(load_recipe(folder / "rehearsal.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("base", "toy"),
+    [
+        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "toy:llama"),
+        ("Qwen/Qwen2.5-7B-Instruct", "toy:qwen2"),
+        ("unsloth/Qwen2-1.5B-bnb-4bit", "toy:qwen2"),
+        ("Qwen/Qwen3-8B", "toy:qwen3"),
+        ("google/gemma-2-9b-it", "toy:gemma2"),
+        ("google/gemma-3-1b-it", "toy:gemma3"),
+        ("microsoft/Phi-3-mini-4k-instruct", "toy:phi3"),
+        ("microsoft/phi-4", "toy:phi3"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "toy:mistral"),
+        ("toy:phi3", "toy:phi3"),
+        ("01-ai/Yi-1.5-6B-Chat", ""),
+        ("llama-fans/some-other-model", ""),
+    ],
+)
+def test_a_bases_name_tells_its_twin(base: str, toy: str) -> None:
+    assert twin(base) == toy
+
+
+def test_every_twin_is_a_toy_that_there_is() -> None:
+    from luthier.models.toys import TOYS
+
+    assert {toy for _, toy in rehearse.TWINS} <= set(TOYS)
+
+
+@pytest.mark.parametrize(("kind", "toy"), [("gemma3_text", "toy:gemma3"), ("qwen2", "toy:qwen2"), ("phi3", "toy:phi3")])
+def test_a_folder_tells_its_family_itself(tmp_path: Path, kind: str, toy: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert twin(str(tmp_path)) == toy
+
+
+def test_an_unknown_family_is_rehearsed_on_llama_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rehearsed("assistant", tmp_path, "model.base=01-ai/Yi-1.5-6B-Chat")["main"].model.base == "toy:llama"
+    assert "toy:llama stands in for 01-ai/Yi-1.5-6B-Chat" in capsys.readouterr().err
+
+
+def test_what_is_rehearsed_stays_and_what_costs_is_cut(tmp_path: Path) -> None:
+    before = stage_recipes(load_recipe(ROOT / "recipes" / "assistant.yaml"))["main"]
+    after = rehearsed("assistant", tmp_path)["main"]
+    assert (after.data.train, after.data.steps, after.data.mix) == (
+        before.data.train,
+        before.data.steps,
+        before.data.mix,
+    )
+    assert after.data.duplicates == before.data.duplicates
+    assert (after.model.lora, after.model.max_tokens) == (before.model.lora, before.model.max_tokens)
+    kept = "batch_size micro_batch_size schedule optimizer weight_decay packing gradient_checkpointing save_every"
+    assert all(getattr(after.train, name) == getattr(before.train, name) for name in kept.split())
+    assert after.train.save_every * 2 < after.train.max_steps <= 24
+    assert {source.limit for source in after.data.sources.values()} == {64}
+
+
+def test_a_published_4_bit_base_is_rehearsed_in_4_bits_where_bitsandbytes_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rehearse, "_has_bitsandbytes", lambda: True)
+    stages = rehearsed("voice", tmp_path)
+    assert list(stages) == ["1b", "3b"]
+    for stage in stages.values():
+        assert (stage.model.base, stage.model.quantization, stage.model.dtype) == ("toy:llama", "nf4", "float32")
+        assert stage.train.optimizer == "adamw_8bit"
+    assert capsys.readouterr().err.count("model.dtype: float32") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("adamw_8bit", "adamw"), ("paged_adamw_8bit", "adamw"), ("paged_adamw", "adamw"), ("lion", "lion")],
+)
+def test_without_bitsandbytes_nothing_of_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: str, found: str
+) -> None:
+    monkeypatch.setattr(rehearse, "_has_bitsandbytes", lambda: False)
+    stage = rehearsed("voice", tmp_path, f"train.optimizer={asked}")["3b"]
+    assert (stage.model.quantization, stage.train.optimizer) == ("", found)
+    said = capsys.readouterr().err
+    assert "nf4 is left out" in said
+    assert (f"{found} in place of {asked}" in said) == (asked != found)
+
+
+def test_a_stage_that_names_its_own_base_has_its_own_twin(tmp_path: Path) -> None:
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(
+        "model: {base: meta-llama/Llama-3.2-1B}\ndata: {sources: {a: {hub: a/b}}, train: [a]}\ntask: {kind: chat}\n"
+        "stages: {one: {}, two: {model: {base: Qwen/Qwen3-8B, revision: abc}, train: {max_steps: 5, save_every: 2}}}\n"
+    )
+    tree = rehearsal(load_recipe(recipe), tmp_path / "standins")
+    recipe.write_text(yaml.safe_dump(tree))
+    stages = stage_recipes(load_recipe(recipe))
+    assert {name: stage.model.base for name, stage in stages.items()} == {"one": "toy:llama", "two": "toy:qwen3"}
+    assert stages["two"].model.revision == ""
+    assert (stages["two"].train.max_steps, stages["two"].train.save_every) == (5, 2)
+
+
+def test_a_source_that_can_be_read_is_read_and_the_others_are_stood_in_for(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"messages": []}\n')
+    found = rehearsed(
+        "assistant",
+        tmp_path,
+        f"data.sources.finetome.path={mine}",
+        "data.sources.finetome.limit=7",
+        "data.sources.ultrachat.streaming=true",
+    )["main"].data.sources
+    assert (found["finetome"].path, found["finetome"].limit) == (str(mine), 7)
+    assert found["ultrachat"].path == str(tmp_path / "standins" / "ultrachat.jsonl")
+    assert not found["ultrachat"].streaming
+    texts = [path.read_bytes() for path in sorted((tmp_path / "standins").iterdir())]
+    assert len(texts) == 2
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_shipped_chat_recipe_is_rehearsed_offline_and_learns(luthier: Luthier, tmp_path: Path, name: str) -> None:
+    done = luthier("rehearse", ROOT / "recipes" / f"{name}.yaml", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("made-up chats stand in for it") == {"voice": 1, "assistant": 3}[name]
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    run = tmp_path / "out" / "run"
+    assert read_json(run / "run.json")["status"] == "finished"
+    for stage in figures["stages"]:
+        folder = run / "stages" / stage
+        losses = [line["loss"] for line in read_jsonl(folder / "metrics.jsonl")]
+        assert len(losses) == 24
+        assert losses[-1] < losses[0] - 1
+        assert len(list((folder / "checkpoints").glob("step-*"))) >= 2
+        assert (folder / "adapter" / "adapter_model.safetensors").is_file()
