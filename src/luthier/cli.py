@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier import __version__
 from luthier.clidata import data_parser
+from luthier.clisweep import sweep_parser
 from luthier.cliwords import add_recipe, add_verb
 from luthier.errors import LuthierError, RequestError
 
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("panel", "rater", "latent"),
         help="what log loss and Brier are held against (default: the file's own event, else panel)",
     )
+    sweep_parser(verbs)
     data_parser(verbs)
     add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
     verb = add_verb(verbs, "report", _report, "write report.html of a run again", "luthier report runs/a")

@@ -146,7 +146,7 @@ class _Hands:
                 table = self._table(trial, sets)
             if table:
                 line = shlex.join(["luthier", "run", *words])
-                verbs._open(load_recipe(self.book.recipe, sets), folder, line, resume=False)
+                verbs.open_run(load_recipe(self.book.recipe, sets), folder, line, resume=False)
                 _link(table, folder / "data")
                 resume = True
         return [*self.command, *words, *(["--resume"] if resume else [])]

@@ -85,7 +85,7 @@ def run(
 
 
 def _run(loaded: Recipe, folder: Path, line: str, options: StageOptions) -> dict[str, Any]:
-    rundir = _open(loaded, folder, line, options.resume)
+    rundir = open_run(loaded, folder, line, options.resume)
     with rundir.lock():
         rundir.update_manifest(status="running")
         try:
@@ -107,7 +107,7 @@ def _run(loaded: Recipe, folder: Path, line: str, options: StageOptions) -> dict
     }
 
 
-def _open(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
+def open_run(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
     """A new run folder with its recipe and manifest, or the one to go on with (of the same recipe)."""
     if resume and (folder / "run.json").is_file():
         rundir = RunDir.open(folder)
@@ -186,6 +186,9 @@ def rehearse(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (
     tree = rehearsal(loaded, folder / "standins")
     path = folder / "rehearsal.yaml"
     write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    import torch
+
+    torch.set_num_threads(1)  # on a model this small, threads that wait for one another cost more than they give
     return run(path, folder / "run")
 
 

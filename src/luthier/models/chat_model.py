@@ -56,7 +56,8 @@ class ChatModel(Learner):
     def row_losses(self, batch: ChatBatch) -> list[Loss]:
         """The loss of each row of a batch by itself, without label smoothing."""
         hidden_ND = self.hidden_ND(batch)
-        found, begin = [], 0
+        found: list[Loss] = []
+        begin = 0
         for count in batch.learned:
             part = slice(begin, begin + count)
             weight_N = batch.weight_N[part]
