@@ -117,7 +117,7 @@ def test_what_nobody_foresaw_is_one_line_too(
 def test_ctrl_c_prints_the_line_that_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*_args: Any) -> None:
+    def stop(*_args: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verbs, "run", stop)

@@ -25,7 +25,7 @@ from luthier.data.shapes import graded
 from luthier.evaluate.verdicts import Judge
 from luthier.models import adapters
 from luthier.models.adapters import bare
-from luthier.models.batches import Micro, collate, plan_micros
+from luthier.models.batches import VerdictFeed, collate
 from luthier.models.encode import Example, PromptEncoder, encode_rows
 from luthier.models.features import FeatureStore
 from luthier.models.load import Base
@@ -143,15 +143,15 @@ class Ours:
         """Sound tokens by recording; makes log-mel files where there are none."""
         return self.store(frozen=False).prepare(row.media[0] for row in rows)
 
-    def micros(self, examples: Sequence[Example]) -> list[Micro]:
-        plan = make_plan(len(examples), self.settings.train)
-        return plan_micros(
-            examples,
-            batch_size=self.settings.train.batch_size,
-            epochs=plan.epochs,
-            micro_batch_size=self.settings.train.micro_batch_size,
-            seed=self.settings.seed,
-        )
+    def feed(self, examples: Sequence[Example], store: FeatureStore) -> VerdictFeed:
+        """The steps of the tuning, and the batches of a step."""
+        pad_id = self.base.tokenizer.pad_token_id
+        return VerdictFeed(examples, store, pad_id, self.settings.train, self.settings.seed)
+
+    def order(self, examples: Sequence[Example]) -> list[int]:
+        """The examples as the tuning reads them, epoch after epoch."""
+        feed, plan = self.feed(examples, self.store(frozen=False)), make_plan(len(examples), self.settings.train)
+        return [row for step in range(1, plan.steps + 1) for row in feed.rows(step)]
 
     def tune(self, rows: Sequence[Row], work: Path, examples: list[Example] | None = None) -> tuple[float, float]:
         """Tune in place. Returns (seconds in all, of which seconds for features and encoding of rows).
@@ -167,18 +167,15 @@ class Ours:
         prepared = time.perf_counter() - begin
         train(
             Job(
-                self.model,
-                optimizer,
-                plan,
-                settings,
-                self.settings.seed,
-                self.micros(examples),
-                examples,
-                store,
-                self.base.tokenizer.pad_token_id,
-                self.devices,
-                Checkpoints(work / "checkpoints", self.settings.model.base),
-                work / "metrics.jsonl",
+                learner=self.model,
+                optimizer=optimizer,
+                plan=plan,
+                settings=settings,
+                seed=self.settings.seed,
+                feed=self.feed(examples, store),
+                devices=self.devices,
+                checkpoints=Checkpoints(work / "checkpoints", self.settings.model.base, every=settings.save_every),
+                metrics=work / "metrics.jsonl",
             )
         )
         return time.perf_counter() - begin, prepared

@@ -210,8 +210,7 @@ def _theirs(bench: Bench, tuning: str, ready: bool) -> None:
 
     settings = ours.recipe(bench.base, tuning, EPOCHS, RATE, SEED)
     plan = ours.Ours.build(settings, bench.recordings, bench.work / "mel ready")
-    micros = plan.micros(plan.examples(bench.train, bench.lengths))
-    order = [bench.train[i] for micro in micros for i in micro.rows]
+    order = [bench.train[row] for row in plan.order(plan.examples(bench.train, bench.lengths))]
     model, script = _their_model(bench, tuning)
     name = f"{tuning}{' ready' if ready else ''}"
     rows = users_manner.Recordings(script, _clips(bench, order), ready)

@@ -93,7 +93,12 @@ class ChatStageRecord:
     tokens: int
     target_tokens: int
     dropped_at_encoding: dict[str, int]
+    dropped_first: dict[str, str]
+    """By reason: the first row that was left out for it, and what was wrong."""
     shortened: int
+    """Rows that kept only the turns that fit."""
+    unstopped: int
+    """Answers that the template ends with no stop token."""
     tokens_per_second: float
     peak_memory: int
     """Bytes: of the GPU where there is one, else of the process."""
@@ -103,6 +108,31 @@ class ChatStageRecord:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass
+class ChatAnswer:
+    """What a model said. `stopped`: it ended by itself, within the tokens that it was given."""
+
+    text: str
+    stopped: bool
+    tokens: int
+
+
+@dataclass
+class ChatSample:
+    """One line of samples.jsonl: a held-out question, and its answers before and after training.
+
+    `turns` have `role` and `text`; `reference` is the answer that the row holds. A stage that is still training
+    has no `after`.
+    """
+
+    id: str
+    source: str
+    turns: list[dict[str, str]]
+    reference: str
+    before: ChatAnswer
+    after: ChatAnswer | None = None
 
 
 @dataclass

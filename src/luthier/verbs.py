@@ -144,15 +144,19 @@ def _work(rundir: RunDir, loaded: Recipe, options: StageOptions) -> None:
     from luthier.data.building.stagecache import default_cache
     from luthier.data.table import read_manifest
     from luthier.runtime.devices import describe
+    from luthier.stages.preflight import look_ahead, look_at_rows, refuse
     from luthier.stages.run import run_stage
     from luthier.stages.sources import table_request
 
     stages = stage_recipes(loaded)
     request = table_request(stages)
+    waiting = {name: stage for name, stage in stages.items() if not rundir.stage(name).finished}
+    refuse(options.resume_line, look_ahead(waiting))
     if not (rundir.data / TABLE).is_file():
         # Large sets of chats are worth keeping for the next run; graded answers are read anew.
         cache = default_cache() if loaded.task.kind == "chat" else None
         say(build(request, rundir.data, cache).ledger.table())
+    refuse(options.resume_line, look_at_rows(waiting, rundir.data))
     data = str(read_manifest(rundir.data)["digest"])
     rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": data})
     for name in stages:

@@ -186,6 +186,12 @@ def test_a_model_that_changes_its_logits_is_refused() -> None:
         Head.of(model)
 
 
+def test_a_head_of_zeros_is_proved_like_any_other() -> None:
+    model = built("llama")
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert Head.of(model).weight_VD is model.lm_head.weight
+
+
 def test_a_model_without_a_head_is_refused() -> None:
     with pytest.raises(RequestError, match="LlamaModel has no language-model head"):
         Head.of(built("llama").model)

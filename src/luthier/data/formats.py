@@ -132,7 +132,10 @@ def _turn_kind(value: Any) -> str:
         return "texts"
     if not isinstance(first, dict):
         return ""
-    return "from" if first.get("from") is not None else "role" if first.get("role") is not None else ""
+    if first.get("role") is not None and first.get("from") is None:
+        return "role"
+    spelled = first.get("from") is not None or {"user", "text"} <= first.keys()
+    return "from" if spelled else ""
 
 
 def _missing(name: str, columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:

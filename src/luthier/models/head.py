@@ -141,7 +141,7 @@ def _prove(head: Head, bare: Any) -> None:
     decoder = body(bare)
     with _evaluating(bare), _autocast(bare), torch.no_grad():
         hidden_1TD = decoder(input_ids=ids_1T, use_cache=False).last_hidden_state
-        gain = STRETCH / float(_uncapped(head, hidden_1TD).abs().max())
+        gain = STRETCH / (float(_uncapped(head, hidden_1TD).abs().max()) or STRETCH)  # a new head may be all zeros
 
         def stretch(_module: Any, _inputs: Any, output: Any) -> Any:
             output.last_hidden_state = output.last_hidden_state * gain
@@ -157,7 +157,7 @@ def _prove(head: Head, bare: Any) -> None:
     limit = HALF_TOLERANCE if half else TOLERANCE
     if theirs_1TV.shape[-1] != head.vocabulary:
         raise _refused(bare, f"has logits for {theirs_1TV.shape[-1]} tokens, and a head for {head.vocabulary}")
-    difference = float((ours_1TV - theirs_1TV).abs().max() / theirs_1TV.abs().max())
+    difference = float((ours_1TV - theirs_1TV).abs().max()) / (float(theirs_1TV.abs().max()) or 1.0)
     if not difference <= limit:  # NaN is refused too
         raise _refused(bare, f"does more to its logits than its head and config say (they differ by {difference:.1e})")
 

@@ -115,6 +115,27 @@ def _toy(config: ModelConfig, device: torch.device) -> Any:
         return _load(config, device, Path(folder))
 
 
+def skeleton(config: ModelConfig, device: torch.device) -> tuple[Any, TextFamily]:
+    """The modules of a base, from its config alone: its parameters are on torch's meta device, and hold nothing.
+
+    Raises what `load_text_base` would raise of the config, and of a quantisation that cannot be done here.
+    """
+    if config.base.startswith("toy:"):
+        from luthier.models.toys import build_toy
+
+        model = build_toy(config.base)[0]
+        quantized.loading_options(config.quantization, model.config, DTYPES[config.dtype], device)
+        return model, text_family_of(model)
+    from transformers import AutoModelForCausalLM
+
+    settings = read_config(config.base, None if Path(config.base).is_dir() else config.revision or None)
+    _refuse_other_kinds(config.base, settings)
+    quantized.loading_options(config.quantization, settings, DTYPES[config.dtype], device)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    return model, text_family_of(model)
+
+
 def _refuse_other_kinds(name: str, settings: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from luthier.models.head import Head
 from luthier.models.losses import Loss
 
-CHUNK_ELEMENTS = 2**24
-"""Logits that exist at a time, 64 MiB of float32."""
+CHUNK_ELEMENTS = 2**25
+"""Logits that exist at a time, 128 MiB of float32. With half as many, products over 128k tokens are 8 to 10 % slower."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,19 +8,18 @@ beyond what a chart counts.
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment
+from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from luthier import files
 from luthier.errors import SourceError
-from luthier.outcome import charts, clips, figures
+from luthier.outcome import charts, chatpart, clips, figures
 
 PAGE_BYTES, WORST = 3 * 1024 * 1024, 8
 METRICS = (
@@ -50,13 +49,22 @@ def write_report(run: Path) -> Path:
     """
     if not run.is_dir():
         raise SourceError(f"{run} is not a run folder", "name the folder that `luthier run` printed")
-    template = importlib.resources.files("luthier").joinpath("outcome/report.html.j2").read_text("utf-8")
     # Absent records come through as undefined values, and the filters print those as a dash.
-    environment = Environment(autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        number=figures.number, score=figures.score, count=figures.count, duration=figures.duration
+    environment = Environment(
+        loader=PackageLoader("luthier", "outcome"),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    page = environment.from_string(template).render(_context(_Records(run)))
+    environment.filters.update(
+        number=figures.number,
+        score=figures.score,
+        count=figures.count,
+        duration=figures.duration,
+        bytes=chatpart.size,
+    )
+    page = environment.get_template("report.html.j2").render(_context(_Records(run)))
     files.write_text(run / "report.html", page)
     return run / "report.html"
 
@@ -110,17 +118,24 @@ def _context(records: _Records) -> Json:
     there = sorted(item.name for item in folder.iterdir() if item.is_dir()) if folder.is_dir() else []
     names = [str(name) for name in manifest.get("stages") or there]
     names += [name for name in there if name not in names]
-    stages = [_stage(records, name) for name in names]
-    budget = PAGE_BYTES // max(1, len(stages))
-    for stage in stages:
+    kinds = chatpart.kinds(records.text("recipe.yaml"), names)
+    stages = [_stage(records, name, kinds[name]) for name in names]
+    verdicts = [stage for stage in stages if stage["kind"] == "verdict"]
+    chats = [stage for stage in stages if stage["kind"] == "chat"]
+    budget = PAGE_BYTES // max(1, len(verdicts))
+    for stage in verdicts:
         stage["worst"] = _worst(records, stage["predictions"], budget)
+    sentences = [_headline(verdicts)] if verdicts or not chats else []
+    sentences += [chatpart.headline(chats)] if chats else []
     return {
         "run": manifest,
         "folder": records.run.resolve().name,
         "stages": stages,
+        "verdicts": verdicts,
+        "chats": chats,
         "metrics": METRICS,
-        "rows": _score_rows(stages),
-        "headline": _headline(stages),
+        "rows": _score_rows(verdicts),
+        "headline": " ".join(sentences),
         "ledger": _ledger(records),
         "recipe": records.text("recipe.yaml"),
         "notes": records.notes,
@@ -129,8 +144,19 @@ def _context(records: _Records) -> Json:
     }
 
 
-def _stage(records: _Records, name: str) -> Json:
-    """Everything the page shows of one stage; `ran` is false when the stage left no record."""
+def _stage(records: _Records, name: str, kind: str) -> Json:
+    """Everything the page shows of one stage, of the kind that its record says, or else the recipe."""
+    base = f"stages/{name}"
+    about = records.document(f"{base}/stage.json")
+    scores = records.document(f"{base}/scores.json")
+    metrics = records.lines(f"{base}/metrics.jsonl")
+    if about.get("kind", kind) == "chat":
+        return chatpart.stage(name, about, scores, metrics, records.lines(f"{base}/samples.jsonl"))
+    return _verdict_stage(records, name, about, scores, metrics)
+
+
+def _verdict_stage(records: _Records, name: str, about: Json, scores: Json, metrics: list[Json]) -> Json:
+    """What the page shows of a verdict stage; `ran` is false when the stage left no record."""
     base = f"stages/{name}"
     predictions = [
         row
@@ -139,14 +165,14 @@ def _stage(records: _Records, name: str) -> Json:
     ]
     stage: Json = {
         "name": name,
-        "about": records.document(f"{base}/stage.json"),
+        "kind": "verdict",
+        "about": about,
         "predictions": predictions,
-        "scores": records.document(f"{base}/scores.json"),
+        "scores": scores,
         "others": {},
     }
     for path in sorted((records.run / base).glob("scores-*.json")):
         stage["others"][path.stem.removeprefix("scores-")] = records.document(f"{base}/{path.name}")
-    metrics = records.lines(f"{base}/metrics.jsonl")
     by_grade: dict[float, list[float]] = defaultdict(list)
     for row in predictions:
         if figures.finite(row.get("grade")):
@@ -164,7 +190,9 @@ def _stage(records: _Records, name: str) -> Json:
             (
                 "Loss",
                 charts.loss_chart(
-                    f"Loss of stage {name} by step", _series(metrics, "loss"), _series(metrics, "validation_loss")
+                    f"Loss of stage {name} by step",
+                    chatpart.series(metrics, "loss"),
+                    chatpart.series(metrics, "validation_loss"),
                 ),
                 "The training loss is against the soft target, whose own entropy is its floor.",
             ),
@@ -187,14 +215,6 @@ def _stage(records: _Records, name: str) -> Json:
     ]
     stage["ran"] = bool(stage["about"] or stage["scores"] or metrics or predictions)
     return stage
-
-
-def _series(metrics: list[Json], key: str) -> list[charts.Point]:
-    return [
-        (float(row["step"]), float(row[key]))
-        for row in metrics
-        if figures.finite(row.get("step")) and figures.finite(row.get(key))
-    ]
 
 
 def _score_rows(stages: list[Json]) -> list[Json]:

@@ -22,6 +22,9 @@ from luthier.records import ChatStageRecord
 from luthier.rundir import RunDir, StageDir
 from luthier.runtime.memory import measured_peak
 from luthier.stages.chat_prepare import PreparedChat
+from luthier.stages.chat_samples import ask_after
+
+Figures = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def judge_chat(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe
     else:
         write_jsonl(stage.predictions, _predictions(held_out))
         write_json(stage.scores, scores(held_out, recipe))
+        ask_after(ready, run, stage, recipe)
     lessons = ready.lessons
     write_json(
         stage.record,
@@ -70,7 +74,9 @@ def judge_chat(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe
             tokens=len(lessons.ids_T),
             target_tokens=lessons.target_tokens,
             dropped_at_encoding=lessons.about["dropped"],
+            dropped_first=lessons.about["first"],
             shortened=lessons.about["shortened"],
+            unstopped=lessons.about["unstopped"],
             tokens_per_second=round(trained["tokens"] / max(trained["seconds"], 1e-6), 1),
             peak_memory=measured_peak(ready.devices.device),
             adapter_sha256=sha256_file(stage.adapter / adapters.WEIGHTS),
@@ -122,28 +128,37 @@ def _predictions(items: HeldOut) -> list[dict[str, Any]]:
 
 def scores(items: HeldOut, recipe: Recipe) -> dict[str, Any]:
     """Loss in nats a target token, perplexity, and bits a byte, which tokenizers share; before, after, and the gain
-    on the same rows, each with an interval over groups."""
+    on the same rows, each with an interval over groups. `sources` has the losses of each source."""
     after, before, weight = items.after.sum_R, items.before.sum_R, items.after.weight_R
     bits = items.bytes_R * math.log(2.0)
+    source, group = np.array(items.source), np.array(items.group)
 
-    def score(above: NDArray[np.float64], below: NDArray[np.float64]) -> dict[str, Any]:
+    def score(above: Figures, below: Figures, of: NDArray[np.intp]) -> dict[str, Any]:
         interval = bootstrap_ci(
-            lambda drawn: float(above[drawn].sum() / below[drawn].sum()),
-            items.group,
+            lambda drawn: float(above[of[drawn]].sum() / below[of[drawn]].sum()),
+            group[of],
             resamples=recipe.evaluate.resamples,
             seed=recipe.seed,
         )
-        return {"value": float(above.sum() / below.sum()), "ci": _pair(interval), "n": len(above)}
+        return {"value": float(above[of].sum() / below[of].sum()), "ci": _pair(interval), "n": len(of)}
 
-    loss = score(after, weight)
+    def losses(of: NDArray[np.intp]) -> dict[str, Any]:
+        return {
+            "loss": score(after, weight, of),
+            "before.loss": score(before, weight, of),
+            "gain.loss": score(before - after, weight, of),
+        }
+
+    everything = np.arange(len(after))
+    found = losses(everything)
+    loss = found["loss"]
     return {
-        "loss": loss,
+        **found,
         "perplexity": {**loss, "value": math.exp(loss["value"]), "ci": [math.exp(x) for x in loss["ci"] or []] or None},
-        "bits_per_byte": score(after, bits),
-        "before.loss": score(before, weight),
-        "before.bits_per_byte": score(before, bits),
-        "gain.loss": score(before - after, weight),
-        "gain.bits_per_byte": score(before - after, bits),
+        "bits_per_byte": score(after, bits, everything),
+        "before.bits_per_byte": score(before, bits, everything),
+        "gain.bits_per_byte": score(before - after, bits, everything),
+        "sources": {name: losses(np.flatnonzero(source == name)) for name in dict.fromkeys(items.source)},
     }
 
 

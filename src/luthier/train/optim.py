@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -55,6 +56,20 @@ def make_optimizer(learner: Learner, train: TrainConfig, token_learning_rate: fl
         made: torch.optim.Optimizer = Adafactor(groups, scale_parameter=False, relative_step=False)
         return made
     return _bitsandbytes(groups, train, betas)
+
+
+def check_optimizer(train: TrainConfig) -> None:
+    """Raise RequestError where this machine lacks what the optimizer needs: bitsandbytes, or a GPU to page from."""
+    name = train.optimizer
+    if name.startswith("paged") and not torch.cuda.is_available():
+        raise RequestError(
+            f"train.optimizer: {name} pages its state out of a GPU's memory, and there is no GPU",
+            f"set train.optimizer to {name.removeprefix('paged_')}",
+        )
+    if name in _BITSANDBYTES and find_spec("bitsandbytes") is None:
+        raise RequestError(
+            f"train.optimizer: {name} needs bitsandbytes, which is not installed", "pip install 'luthier[qlora]'"
+        )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -165,18 +180,9 @@ def _ends(learner: Learner) -> set[nn.Parameter]:
 def _bitsandbytes(
     groups: list[dict[str, Any]], train: TrainConfig, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    if train.optimizer.startswith("paged") and not torch.cuda.is_available():
-        raise RequestError(
-            f"train.optimizer: {train.optimizer} pages its state out of a GPU's memory, and there is no GPU",
-            f"set train.optimizer to {train.optimizer.removeprefix('paged_')}",
-        )
-    try:
-        from bitsandbytes import optim
-    except ImportError as error:
-        raise RequestError(
-            f"train.optimizer: {train.optimizer} needs bitsandbytes, which is not installed",
-            "pip install 'luthier[qlora]'",
-        ) from error
+    check_optimizer(train)
+    from bitsandbytes import optim
+
     more = {} if train.optimizer == "lion" else {"eps": train.adam_epsilon}
     made: torch.optim.Optimizer = getattr(optim, _BITSANDBYTES[train.optimizer])(groups, betas=betas, **more)
     return made

@@ -187,8 +187,9 @@ def read_turn(turn: Any, supply: Supply, where: str, names: Mapping[Role, str]) 
     speakers, texts = ("from", "role"), ("value", "content")
     if names["user"] != SHAREGPT["user"]:
         speakers, texts = speakers[::-1], texts[::-1]
-    speaker = next((key for key in speakers if key in extra), speakers[0])
-    words = next((key for key in texts if key in extra), texts[0])
+    # A third spelling is user and text (theblackcat102/sharegpt-english).
+    speaker = next((key for key in (*speakers, "user") if key in extra), speakers[0])
+    words = next((key for key in (*texts, "text") if key in extra), texts[0])
     name, value = extra.pop(speaker, None), extra.pop(words, None)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
