@@ -1,4 +1,7 @@
-"""`luthier predict`: recordings in, verdicts out, with the adapter, tokens and calibration of a finished stage."""
+"""`luthier predict`: recordings in, verdicts out, with the adapter, tokens and calibration of a finished stage.
+
+Chat runs are answered by predict_chat.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,16 @@ from luthier.files import sha256_bytes
 from luthier.models import package
 from luthier.models.encode import Example, PromptEncoder
 from luthier.models.features import FeatureStore
+from luthier.predict_chat import answers
+from luthier.recipe import Recipe
 from luthier.recipefile import read_tree, resolve, stage_recipes
-from luthier.rundir import RunDir
+from luthier.rundir import RunDir, StageDir
 from luthier.runtime.devices import Devices
 from luthier.stages.prepare import build_model
 
 
 def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> Iterator[dict[str, Any]]:
-    """One mapping per input, in order; an input that cannot be judged gets `error` in place of a verdict."""
+    """One mapping per recording or question, in order; one that cannot be judged or answered gets `error` instead."""
     recipe = resolve(read_tree(run.recipe), [])
     stages = stage_recipes(recipe)
     finished = [name for name in stages if run.stage(name).finished]
@@ -32,9 +37,16 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
             f"{run.path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
             "let the run finish, or name another --stage",
         )
-    chosen = stages[name]
+    work = answers if stages[name].task.kind == "chat" else _verdicts
+    return work(run.stage(name), stages[name], inputs, question)
+
+
+def _verdicts(stage: StageDir, chosen: Recipe, inputs: Sequence[Path], question: str) -> Iterator[dict[str, Any]]:
+    """A finished verdict stage's judgement of each recording."""
+    if not inputs:
+        raise RequestError("predict: nothing to judge", "give one or more recordings")
     base, model, about, _ = build_model(chosen, chosen.seed)
-    folder = run.stage(name).adapter
+    folder = stage.adapter
     stored = package.Package.read(folder)
     package.check(stored, about.base_sha256, about.learned_tokens, folder)
     model.load(folder)
@@ -67,7 +79,7 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
             "p_pass": p,
             "p_pass_calibrated": calibrated,
             "event": stored.event,
-            "stage": name,
+            "stage": stage.path.name,
         }
         extra = {"p_panel": judged.p_panel, "p_rater": judged.p_rater, "grade_mean": judged.grade_mean}
         yield verdict | {key: float(value[0]) for key, value in extra.items() if value is not None}

@@ -22,6 +22,7 @@ from luthier.models import adapters
 from luthier.models.text_base import load_text_base
 from luthier.models.tokens import add_text_tokens
 from luthier.recipe_model import LoraSettings, ModelConfig
+from support import chats
 from support.children import ROOT, environment
 from support.text_cases import CASES, MANY, TOKENS, attached, config_of, logits, read_ids, train, train_all, write_base
 
@@ -238,10 +239,9 @@ def test_35_the_same_base_in_another_place_is_the_same(saved, folder, tmp_path):
     ("change", "words"),
     [
         ({"quantization": "nf4"}, "a base held in another way"),
-        ({"dtype": "bfloat16"}, "other weights"),
         ({"added_tokens": TOKENS}, r"other model\.added_tokens"),
     ],
-    ids=["quantised", "rounded", "with tokens"],
+    ids=["quantised", "with tokens"],
 )
 def test_35_an_adapter_is_refused_on_its_base_held_otherwise(saved, folder, change, words):
     config = config_of(saved.root, "lora")
@@ -332,3 +332,15 @@ def test_a_head_with_a_bias_takes_no_added_tokens():
 
 def test_many_tokens_are_two_more_than_there_is_room_for():
     assert len(MANY) == 768 - 640 + 2
+
+
+def test_an_adapter_trained_in_half_precision_fits_its_base_in_full_precision_and_no_other(tmp_path):
+    def tuned(base, dtype):
+        made = chats.recipe(base)
+        made.model.dtype = dtype
+        return chats.model_of(made)[1]
+
+    tuned("toy:llama", "bfloat16").save(tmp_path)
+    tuned("toy:llama", "float32").load(tmp_path)
+    with pytest.raises(CheckpointError, match="on another base: name is 'toy:llama', and 'toy:qwen2'"):
+        tuned("toy:qwen2", "float32").load(tmp_path)

@@ -228,11 +228,15 @@ def _check_scale(saved: dict[str, Any], here: Any, folder: Path) -> None:
 
 
 def _check_base(saved: dict[str, Any], facts: BaseFacts, folder: Path) -> None:
-    """Names may differ (a copy in another place is the same base); bytes may not."""
+    """Names may differ (a copy in another place is the same base); bytes may not.
+
+    A base held in another number format has other bytes: then its name and revision must be the same.
+    """
     wanted = facts.as_json()
+    same_format = saved.get("dtype") == wanted["dtype"]
     for key, what in (
         ("quantization", "on a base held in another way"),
-        ("weights_sha256", "on other weights"),
+        *([("weights_sha256", "on other weights")] if same_format else [("name", "on another base")]),
         ("tokenizer_sha256", "with another tokenizer or chat template"),
         ("added_tokens", "with other model.added_tokens"),
     ):

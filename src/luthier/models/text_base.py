@@ -31,6 +31,8 @@ class BaseFacts:
     revision: str
     weights_sha256: str
     tokenizer_sha256: str
+    dtype: str
+    """How the weights are held; the digest is of these."""
     quantization: str
     added_tokens: dict[str, int]
 
@@ -63,6 +65,7 @@ class TextBase:
             self.revision,
             self.digest,
             self.tokenizer_digest,
+            str(self.model.dtype).removeprefix("torch."),
             quantized.kind_of(self.model),
             dict(self.added_tokens),
         )

@@ -1,0 +1,135 @@
+"""`luthier predict` on a chat run: questions and chats in, answers out, one line each, with a finished stage's adapter.
+
+An input is a text file (one question) or a .jsonl of chats: any chat format that recipes read, or {"prompt": TEXT}. A
+chat that ends with an answer is asked for that answer again. What cannot be read or asked gets its reason in place of
+an answer, and the others go on. A finished run is never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from luthier.data import formats
+from luthier.data.building.context import Context
+from luthier.errors import ChatError, DataError, RequestError
+from luthier.evaluate.generate import Decoding, Generator, prompt_ids
+from luthier.models.adapters import bare
+from luthier.models.chat import ChatTemplate, tools_of
+from luthier.recipe import Recipe
+from luthier.recipe_data import Source
+from luthier.rundir import StageDir
+from luthier.runtime.devices import Devices
+from luthier.schema import NO_TARGET, Drop, Message, Part, Provenance, Row
+from luthier.stages.chat_prepare import build_chat_model
+
+ANSWER_TOKENS = 512
+"""The longest answer; `stopped` is false where it was cut off there."""
+_TOGETHER = 8
+_MOST_BYTES = 2**24
+"""A larger text is no question: it would be read whole before it is refused."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One question: `prompt` is what the model reads, or None with the reason why there is none."""
+
+    name: str
+    prompt: list[int] | None
+    error: str = ""
+
+
+def answers(stage: StageDir, recipe: Recipe, inputs: Sequence[Path], question: str) -> Iterator[dict[str, Any]]:
+    """One mapping per question, in order: input, answer, stopped, tokens, stage; or input and error.
+
+    Raises RequestError where there is no question, or `question` stands beside inputs.
+    """
+    if bool(inputs) == bool(question):
+        raise RequestError(
+            "predict: nothing to answer" if not inputs else "predict: a chat run takes inputs or --question, not both",
+            "give files of questions or chats, or --question TEXT alone",
+        )
+    train = replace(recipe.train, packing=False, gradient_checkpointing=False, torch_compile=False)
+    devices = Devices(recipe.model.dtype)
+    base, model = build_chat_model(replace(recipe, train=train), devices, recipe.seed)
+    model.load(stage.adapter)
+    template = ChatTemplate.of(base.tokenizer)
+    generate = Generator(model.language_model, template, devices, _TOGETHER)
+    longest = int(bare(model.language_model).config.get_text_config().max_position_embeddings) - ANSWER_TOKENS
+    chats = _read(inputs) if inputs else iter([("--question", _question(question))])
+    asked = (_ask(template, name, chat, longest) for name, chat in chats)
+    while part := list(islice(asked, _TOGETHER)):
+        prompts = [one.prompt for one in part if one.prompt is not None]
+        found = iter(generate(prompts, Decoding(ANSWER_TOKENS)))
+        for one in part:
+            if one.prompt is None:
+                yield {"input": one.name, "error": one.error}
+                continue
+            answer = next(found)
+            said = {"answer": answer.text, "stopped": answer.stopped, "tokens": len(answer.ids)}
+            yield {"input": one.name, **said, "stage": stage.path.name}
+
+
+def _ask(template: ChatTemplate, name: str, chat: Row | str, longest: int) -> _Asked:
+    """`chat` is a row, or the reason why it could not be read."""
+    if isinstance(chat, str):
+        return _Asked(name, None, chat)
+    messages = chat.messages[:-1] if chat.messages and chat.messages[-1].role == "assistant" else chat.messages
+    if not messages:
+        return _Asked(name, None, "there is no question in it")
+    if chat.media:
+        return _Asked(name, None, "it holds pictures or sound, and this run's base reads text alone")
+    try:
+        prompt = prompt_ids(template, messages, tools_of(chat))
+    except ChatError as error:
+        return _Asked(name, None, str(error))
+    if len(prompt) > longest:
+        return _Asked(name, None, f"{len(prompt):,} tokens, and the base reads {longest:,} beside an answer")
+    return _Asked(name, prompt)
+
+
+def _read(inputs: Sequence[Path]) -> Iterator[tuple[str, Row | str]]:
+    """Every question of every file, by name (`file` or `file:line`), or the reason why there is none."""
+    for path in inputs:
+        try:
+            if path.stat().st_size > _MOST_BYTES and path.suffix != ".jsonl":
+                yield str(path), f"more than {_MOST_BYTES:,} bytes: a question is a text"
+            elif path.suffix == ".jsonl":
+                with path.open("rb") as lines:
+                    for number, line in enumerate(lines, 1):
+                        if line.strip():
+                            yield f"{path}:{number}", _chat(line)
+            else:
+                yield str(path), _question(path.read_bytes().decode("utf-8-sig"))
+        except OSError as error:
+            yield str(path), error.strerror or str(error)
+        except UnicodeDecodeError as error:
+            yield str(path), f"is not UTF-8 text ({error.reason} at byte {error.start})"
+
+
+def _question(text: str) -> Row | str:
+    if not text.strip():
+        return "it is empty"
+    return Row("", (Message("user", (Part("text", text.strip()),)),), NO_TARGET, "", "test", Provenance("predict", ""))
+
+
+def _chat(line: bytes) -> Row | str:
+    """A line of a .jsonl file. A prompt alone is a question; with turns or an answer beside it, it is part of a chat."""
+    try:
+        record = orjson.loads(line)
+        if not isinstance(record, dict):
+            return f"it is a {type(record).__name__}, not an object"
+        if isinstance(record.get("prompt"), str) and not {"messages", "completion", "conversations"} & record.keys():
+            return _question(record["prompt"])
+        read = formats.adapter(formats.detect([record]), Context(Source(), found=tuple(record)))
+        draft = read("", record)
+    except orjson.JSONDecodeError as error:
+        return f"it is not JSON: {error}"
+    except DataError as error:
+        return error.args[0] if error.args else str(error)
+    return f"{draft.reason}: {draft.detail}" if isinstance(draft, Drop) else draft.row
