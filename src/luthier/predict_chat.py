@@ -119,7 +119,7 @@ def _question(text: str) -> Row | str:
 
 
 def _chat(line: bytes) -> Row | str:
-    """A line of a .jsonl file. A prompt alone is a question; with turns or an answer beside it, it is part of a chat."""
+    """A line of a .jsonl file. A prompt alone is a question; beside turns or an answer it is a part of these."""
     try:
         record = orjson.loads(line)
         if not isinstance(record, dict):

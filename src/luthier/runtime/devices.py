@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -56,7 +58,9 @@ class Devices:
         """Replace each tensor by its sum over all processes; one call for all of them."""
         found = list(tensors)
         if self.world > 1 and found:
-            flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in found])
+            # In the widest of their formats: sums of 16-bit gradients and of float64 losses lose nothing.
+            dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in found), torch.float32)
+            flat = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in found])
             distributed.all_reduce(flat)
             at = 0
             for tensor in found:
@@ -70,6 +74,10 @@ class Devices:
         found = torch.tensor(float(flag), device=self.device)
         distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
         return bool(found.item())
+
+    def leader_first(self) -> AbstractContextManager[Any]:
+        """A block that the other processes enter when the leading one has left it."""
+        return self._accelerator.main_process_first()
 
     def wait(self) -> None:
         """Go on when every process is here."""

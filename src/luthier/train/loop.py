@@ -146,7 +146,7 @@ class _Training:
     def _step(self, whole: Sequence[AnyBatch]) -> None:
         """One optimizer step over its forward passes."""
         job, step = self.job, self.done.step + 1
-        torch.manual_seed((job.seed * 1_000_003 + step) % 2**63)
+        torch.manual_seed((job.seed * 1_000_003 + step + (job.devices.rank << 48)) % 2**63)
         set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings))
         weights = job.learner.step_weights(whole)
         device, precision = job.devices.device, job.devices.precision
@@ -292,16 +292,18 @@ class _Training:
 
     def _save(self, must: bool = False) -> None:
         job, done = self.job, self.done
-        if not job.devices.leads:
-            return
-        done.scale = job.devices.precision.state()
-        saved = job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=must)
-        if not saved and done.best_step == done.step:  # what is not on the disk cannot be gone back to
+        saved = False
+        if job.devices.leads:
+            done.scale = job.devices.precision.state()
+            saved = job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=must)
+        if done.best_step == done.step and not job.devices.any(saved):  # what is not on disk cannot be gone back to
             done.best_step, done.best_loss = self.best_before
 
 
 def _restore(job: Job) -> Progress:
     """Go back to the newest checkpoint that can be trusted, and cut the metrics to it."""
-    step = job.checkpoints.newest()
-    truncate_metrics(job.metrics, step or 0)
+    with job.devices.leader_first():  # it sets broken ones aside, and the others find the rest
+        step = job.checkpoints.newest()
+        if job.devices.leads:
+            truncate_metrics(job.metrics, step or 0)
     return Progress(**job.checkpoints.restore(step, job.learner, job.optimizer)) if step else Progress()
