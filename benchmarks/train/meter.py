@@ -29,7 +29,7 @@ class Meter:
 
     work: Work
     counted: bool
-    """Count host reads instead of taking the time, which counting spoils."""
+    """Count host reads, which spoils the times, and leave the losses where they are."""
     stamps: list[tuple[float, float]] = field(default_factory=list)
     """Wall and processor seconds at the start and after each step."""
     losses: list[torch.Tensor] = field(default_factory=list)
@@ -59,12 +59,10 @@ class Meter:
         (wall_0, cpu_0), (wall_1, cpu_1) = self.stamps[WARM], self.stamps[-1]
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         each = [b[0] - a[0] for a, b in zip(self.stamps, self.stamps[1:], strict=False)]
-        losses = torch.stack(self.losses).double().reshape(len(tokens), -1).sum(1)
         found = {
             "tokens_per_s": sum(tokens[WARM:]) / (wall_1 - wall_0),
             "tokens_per_cpu_s": sum(tokens[WARM:]) / (cpu_1 - cpu_0),
             "seconds": [round(value, 4) for value in each],
-            "losses": losses.tolist(),
             "peak_mb": peak_mb,
             "loaded_mb": self.loaded_mb,
             "threads": torch.get_num_threads(),
@@ -73,4 +71,6 @@ class Meter:
         }
         if self.counted:
             found["reads"] = self.reads.per_step(len(tokens) - FIRST_LOG - 1)
+        else:
+            found["losses"] = torch.stack(self.losses).double().reshape(len(tokens), -1).sum(1).tolist()
         print(f"\n{json.dumps(found)}")

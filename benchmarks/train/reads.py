@@ -64,7 +64,7 @@ class HostReads(TorchDispatchMode):
 
     def per_step(self, steps: int) -> dict[str, Any]:
         """Reads for each optimizer step by kind, and where they come from."""
-        where = {place: n / steps for found in self.found.values() for place, n in found.most_common()}
+        where = {f"{kind} in {place}": n / steps for kind in self.found for place, n in self.found[kind].most_common()}
         return {**{kind: found.total() / steps for kind, found in self.found.items()}, "where": where}
 
 

@@ -74,7 +74,7 @@ class Bench:
         script = [str(HERE / "ours.py")] if side == "ours" else [str(HERE / "theirs.py"), side]
         command = [self.pythons[side], *script, str(self.files / vocabulary), "--threads", str(self.threads), *words]
         found = spent(command, {"OMP_NUM_THREADS": str(self.threads)}).said
-        if "losses" not in found:
+        if "tokens_per_s" not in found:
             raise Failed(f"{side} reported nothing")
         return found
 

@@ -32,6 +32,8 @@ def main() -> int:
     from rows import Work
 
     torch.set_num_threads(options.threads)
+    if options.onednn:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     work = Work.read(options.folder)
     model = (_unsloth if options.side == "unsloth" else _peft)(work)
     meter = Meter(work, options.count)
@@ -142,6 +144,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that collate")
     parser.add_argument("--padding-free", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile, in the peer's own way")
+    parser.add_argument("--onednn", action="store_true", help="a help from outside: products through oneDNN (README)")
     parser.add_argument("--count", action="store_true", help="count host reads instead of taking the time")
     return parser.parse_args()
 

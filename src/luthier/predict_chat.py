@@ -54,7 +54,7 @@ def answers(stage: StageDir, recipe: Recipe, inputs: Sequence[Path], question: s
             "predict: nothing to answer" if not inputs else "predict: a chat run takes inputs or --question, not both",
             "give files of questions or chats, or --question TEXT alone",
         )
-    train = replace(recipe.train, packing=False, gradient_checkpointing=False, torch_compile=False)
+    train = replace(recipe.train, gradient_checkpointing=False, torch_compile=False)
     devices = Devices(recipe.model.dtype)
     base, model = build_chat_model(replace(recipe, train=train), devices, recipe.seed)
     model.load(stage.adapter)

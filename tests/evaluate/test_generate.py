@@ -1,4 +1,4 @@
-"""Answers: held against a forward pass a token without cache and padding; company, base settings and modes change none."""
+"""Answers: held against a forward pass a token; company, cache, settings of the base and modes change none of them."""
 
 from __future__ import annotations
 

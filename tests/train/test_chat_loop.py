@@ -18,6 +18,7 @@ import torch
 from luthier.errors import Interrupted, LuthierError, NonFiniteLoss
 from luthier.evaluate.answers import answer_losses
 from luthier.models.chat_batches import ChatFeed
+from luthier.models.chat_model import compile_layers
 from luthier.train import loop
 from luthier.train.loop import train
 from support import chats
@@ -393,3 +394,16 @@ def test_resuming_at_rate_0_keeps_every_byte(tmp_path):
     assert _first_state(again) != saved
     train(again, resume=True)
     assert _first_state(again) == saved
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(tmp_path):
+    made = chats.recipe(max_steps=6)
+    made.model.lora = replace(made.model.lora, dropout=0.0)  # compiled dropout draws other numbers
+    plain, compiled = (chats.make_job(tmp_path / name, made) for name in ("plain", "compiled"))
+    compile_layers(compiled.learner.language_model)
+    train(plain)
+    train(compiled)
+    for (name, p), (other, wanted) in zip(compiled.learner.tuned(), plain.learner.tuned(), strict=True):
+        assert name == other
+        torch.testing.assert_close(p, wanted, atol=1e-5, rtol=1e-4)

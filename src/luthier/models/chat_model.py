@@ -73,3 +73,11 @@ class ChatModel(Learner):
     def load(self, folder: Path) -> None:
         """Put a saved adapter back. Raises CheckpointError for one of another make, or of another base."""
         adapters.restore(self.language_model, folder, self.facts)
+
+
+def compile_layers(model: Any) -> None:
+    """Compile the decoder's layers in place (names of parameters stay), for passes of any length."""
+    # The decoder's layers are the longest list of modules there is.
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    for layer in max(lists, key=len):
+        layer.compile(dynamic=True)

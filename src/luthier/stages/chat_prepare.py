@@ -17,7 +17,7 @@ from luthier.models import adapters
 from luthier.models.attention import use_packed_attention
 from luthier.models.chat import ChatTemplate
 from luthier.models.chat_batches import ChatFeed, Layout
-from luthier.models.chat_model import ChatModel
+from luthier.models.chat_model import ChatModel, compile_layers
 from luthier.models.effect import adapter_effect, delta_norms, summary
 from luthier.models.lessons import Encoder, Lessons
 from luthier.models.text_base import TextBase, load_text_base
@@ -115,15 +115,8 @@ def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextB
         adapters.checkpoint_activations(base.model)
     model = ChatModel(tuned, base.facts(), recipe.train.label_smoothing)
     if recipe.train.torch_compile:
-        for layer in _layers(base.model):
-            layer.compile(dynamic=True)
+        compile_layers(base.model)
     return base, model
-
-
-def _layers(model: Any) -> torch.nn.ModuleList:
-    """The decoder's layers: the longest list of modules there is."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return max(lists, key=len)
 
 
 def _lessons(rows: ChatRows, split: str, sources: Sequence[str], most: int) -> Lessons | None:
