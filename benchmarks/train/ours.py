@@ -1,6 +1,6 @@
 """The same training by Luthier's own parts: packed rows, the head only where something is learned, our loop.
 
-    .venv/bin/python benchmarks/train/ours.py FOLDER [--micro 1] [--count]
+    .venv/bin/python benchmarks/train/ours.py FOLDER [--micro 8] [--tokens 2048] [--count]
 
 The model is built as a recipe's would be; rows come as token ids, as they do for the peers. Prints one line of JSON.
 """
@@ -40,7 +40,7 @@ def main() -> int:
     options = _options()
     torch.set_num_threads(options.threads)
     work = Work.read(options.folder)
-    settings = recipe(work, options.micro, options.padded, options.count)
+    settings = recipe(work, (options.micro, options.tokens), options.padded, options.count)
     devices = Devices(settings.model.dtype)
     _, learner = build_chat_model(settings, devices, settings.seed)
     result = set_peft_model_state_dict(learner.language_model, load_peft_weights(work.adapter, device="cpu"))
@@ -50,7 +50,8 @@ def main() -> int:
     optimizer = make_optimizer(learner, settings.train, settings.model.learned_tokens.learning_rate)
     optimizer.register_step_post_hook(lambda *_: meter.step())
     order = np.array([row for rows in work.steps() for row in rows])
-    layout = Layout(settings.train.batch_size, settings.train.micro_batch_size, packed=settings.train.packing)
+    made = settings.train
+    layout = Layout(made.batch_size, made.micro_batch_size, made.micro_batch_tokens, made.packing)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
             learner=learner,
@@ -70,8 +71,8 @@ def main() -> int:
     return 0
 
 
-def recipe(work: Work, micro: int, padded: bool, count: bool) -> Recipe:
-    """What the peers' settings are in a recipe. A run whose reads are counted logs as often as recipes do."""
+def recipe(work: Work, micro: tuple[int, int], padded: bool, count: bool) -> Recipe:
+    """The peers' settings as a recipe; `micro` is most rows and most tokens. A counted run logs as often as recipes do."""
     made = Recipe(name="bench-train", seed=work.settings.seed)
     made.model.base, made.model.tuning, made.model.dtype = work.model, "lora", "float32"
     made.model.lora.r, made.model.lora.alpha = work.settings.lora_r, work.settings.lora_alpha
@@ -80,7 +81,8 @@ def recipe(work: Work, micro: int, padded: bool, count: bool) -> Recipe:
     made.train.schedule, made.train.warmup_ratio, made.train.weight_decay = "constant", 0.0, 0.0
     made.train.adam_beta1, made.train.adam_beta2 = 0.9, 0.999
     made.train.max_grad_norm = work.settings.max_grad_norm
-    made.train.batch_size, made.train.micro_batch_size = work.settings.rows_per_step, micro
+    made.train.batch_size = work.settings.rows_per_step
+    made.train.micro_batch_size, made.train.micro_batch_tokens = micro
     made.train.packing = not padded
     if not count:
         made.train.log_every = 1
@@ -101,7 +103,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--micro", type=int, default=1, help="rows in a forward pass")
+    parser.add_argument("--micro", type=int, default=8, help="most rows in a forward pass")
+    parser.add_argument("--tokens", type=int, default=2_048, help="most tokens in a forward pass; 0: no limit")
     parser.add_argument("--padded", action="store_true", help="rows side by side in place of end to end")
     parser.add_argument("--count", action="store_true", help="count host reads instead of taking the time")
     return parser.parse_args()

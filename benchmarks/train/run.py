@@ -36,7 +36,7 @@ PEERS = {"trl": "TRL 1.16", "unsloth": "Unsloth 2026.10.9"}
 BEST: dict[str, tuple[str, ...]] = {"ours": (), "trl": (), "unsloth": ()}
 """The settings that each side was fastest with (`--settings`; README.md)."""
 TRIED: dict[str, tuple[tuple[str, ...], ...]] = {
-    "ours": ((), ("--micro", "2"), ("--micro", "4"), ("--micro", "8"), ("--micro", "2", "--padded")),
+    "ours": ((), ("--micro", "1"), ("--micro", "2"), ("--tokens", "0"), ("--padded",)),
     "trl": (
         (),
         ("--micro", "2"),

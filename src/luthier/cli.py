@@ -105,12 +105,12 @@ def parser() -> argparse.ArgumentParser:
         verbs,
         "predict",
         _predict,
-        "judge recordings with a finished run",
+        "judge recordings, or answer questions, with a finished run",
         "luthier predict runs/a answer.wav --question 'Describe the picture.'",
     )
     verb.add_argument("run", type=Path)
-    verb.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="recordings")
-    verb.add_argument("--question", default="", help="what was asked")
+    verb.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help="recordings; for chats texts or .jsonl")
+    verb.add_argument("--question", default="", help="what was asked; a chat run answers it without an input")
     verb.add_argument("--stage", default="", help="which stage (default: the last finished one)")
     verb = add_verb(
         verbs,
@@ -168,12 +168,15 @@ def _run(options: argparse.Namespace) -> Any:
 def _predict(options: argparse.Namespace) -> Any:
     from luthier import verbs
 
-    failed = 0
+    failed = lines = 0
     for verdict in verbs.predict(options.run, options.inputs, options.question, options.stage):
         print(json.dumps(verdict, ensure_ascii=False), flush=True)
         failed += "error" in verdict
-    if failed == len(options.inputs):
-        raise RequestError("no input could be judged; each line above says why", "give recordings that can be read")
+        lines += 1
+    if failed == lines:
+        raise RequestError(
+            "nothing could be judged or answered; each line above says why", "give inputs that can be read"
+        )
 
 
 def _score(options: argparse.Namespace) -> Any:

@@ -46,6 +46,11 @@ class StageDir:
         return self.path / "before.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Held-out questions, answered before and after."""
+        return self.path / "samples.jsonl"
+
+    @property
     def record(self) -> Path:
         return self.path / "stage.json"
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from luthier.console import progress
-from luthier.models.chat_batches import Layout, in_order
+from luthier.models.chat_batches import Layout, collate, in_order
 from luthier.models.chat_model import ChatModel
 from luthier.models.lessons import Lessons
 from luthier.runtime.devices import Devices
@@ -39,8 +39,9 @@ def answer_losses(
     weight_R = np.zeros(len(lessons))
     training = model.training
     model.eval()
-    batches = devices.share(list(in_order(lessons, layout)))
-    for rows, batch in progress(batches, label, len(batches)):
+    passes = devices.share(in_order(lessons, layout))
+    for rows in progress(passes, label, len(passes)):
+        batch = collate([lessons[row] for row in rows], layout.packed, layout.pad_id)
         with torch.no_grad(), devices.precision.autocast():
             losses = model.row_losses(batch.to(devices.device))
         for row, loss in zip(rows, losses, strict=True):

@@ -191,7 +191,8 @@ def _capped(
     scores = query_BHLD @ key_BHLD.transpose(2, 3) * rule.scale
     scores = rule.softcap * torch.tanh(scores / rule.softcap)
     if allowed is None:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        queries, keys = scores.shape[-2:]  # with a cache there are more keys, and the last query sees all of them
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
     # The lowest number rather than -inf: a query on left padding has nothing to look at, and must not become NaN.
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value_BHLD.dtype)

@@ -7,7 +7,7 @@ predict a target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -180,9 +180,7 @@ class ChatFeed(Feed):
         return max(lengths[group[0]], lengths[row]) * (len(group) + 1)
 
 
-def in_order(lessons: Lessons, layout: Layout) -> Iterator[tuple[list[int], ChatBatch]]:
-    """All lessons once, rows of like length together, for looking at them without training: (numbers, their batch)."""
+def in_order(lessons: Lessons, layout: Layout) -> list[list[int]]:
+    """All lessons once, in forward passes of rows of like length, for looking at them without training."""
     by_length = np.argsort(lessons.lengths, kind="stable").tolist()
-    feed = ChatFeed(lessons, lambda _epoch: np.arange(len(lessons)), layout, 0)
-    for group in feed.layout_of(by_length):
-        yield group, collate([lessons[row] for row in group], layout.packed, layout.pad_id)
+    return ChatFeed(lessons, lambda _epoch: np.arange(len(lessons)), layout, 0).layout_of(by_length)

@@ -6,7 +6,6 @@ The record is samples.jsonl. This module knows nothing of losses and scores.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from luthier.data.table import iter_rows
 from luthier.errors import ChatError
@@ -32,25 +31,21 @@ class _Question:
 def ask_before(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe) -> None:
     """Have the first held-out questions answered before the stage is trained, once; no file where none are wanted."""
     wanted = min(recipe.evaluate.samples, recipe.evaluate.sample_tokens)
-    if ready.held_out is None or not wanted or _samples(stage).is_file():
+    if ready.held_out is None or not wanted or stage.samples.is_file():
         return
     questions = _questions(ready, run, recipe)
     found = _answers(ready, questions, recipe, "answering before training")
-    write_jsonl(_samples(stage), (asdict(sample) for sample in map(_sample, questions, found)))
+    write_jsonl(stage.samples, (asdict(sample) for sample in map(_sample, questions, found)))
 
 
 def ask_after(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe) -> None:
     """The same questions once more, where they were asked before."""
-    if not _samples(stage).is_file():
+    if not stage.samples.is_file():
         return
     questions = _questions(ready, run, recipe)
     found = _answers(ready, questions, recipe, "answering after training")
-    before = read_jsonl(_samples(stage))
-    write_jsonl(_samples(stage), ({**one, "after": asdict(answer)} for one, answer in zip(before, found, strict=True)))
-
-
-def _samples(stage: StageDir) -> Path:
-    return stage.path / "samples.jsonl"
+    before = read_jsonl(stage.samples)
+    write_jsonl(stage.samples, ({**one, "after": asdict(answer)} for one, answer in zip(before, found, strict=True)))
 
 
 def _questions(ready: PreparedChat, run: RunDir, recipe: Recipe) -> list[_Question]:

@@ -23,6 +23,7 @@ from luthier.rundir import RunDir, StageOptions
 from luthier.runtime.tracking import Trackers
 from luthier.stages.chat_judge import judge_chat, score_before
 from luthier.stages.chat_prepare import prepare_chat
+from luthier.stages.chat_samples import ask_before
 from luthier.stages.fit import Fit, fit, prove_resume, stage_checkpoints
 from luthier.stages.judge import judge
 from luthier.stages.prepare import prepare
@@ -68,7 +69,12 @@ def _verdict(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
 def _chat(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
     recipe, stage = stages[name], run.stage(name)
     ready = prepare_chat(run, name, recipe)
-    return Work(ready.fit(), partial(score_before, ready, stage), partial(judge_chat, ready, run, stage, recipe))
+
+    def before() -> None:
+        score_before(ready, stage)
+        ask_before(ready, run, stage, recipe)
+
+    return Work(ready.fit(), before, partial(judge_chat, ready, run, stage, recipe))
 
 
 @contextmanager
