@@ -52,6 +52,7 @@ TALK = [("user", ["hi"]), ("assistant", ["hello"])]
         ("sharegpt", {"conversation": [{"from": "prompter", "value": "hi"}, {"from": "bing", "value": "hello"}]}),
         ("sharegpt", {"conversations": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}),
         ("sharegpt", {"conversations": '[{"from":"human","value":"hi"},{"from":"gpt","value":"hello"}]'}),
+        ("sharegpt", {"conversations": [{"user": "human", "text": "hi"}, {"user": "gpt", "text": "hello"}]}),
         ("messages", {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}),
         (
             "messages",
