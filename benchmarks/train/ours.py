@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def recipe(work: Work, micro: tuple[int, int], padded: bool, count: bool) -> Recipe:
-    """The peers' settings as a recipe; `micro` is most rows and most tokens. A counted run logs as often as recipes do."""
+    """The peers' settings as a recipe; `micro` is most rows and tokens. A counted run logs as recipes do."""
     made = Recipe(name="bench-train", seed=work.settings.seed)
     made.model.base, made.model.tuning, made.model.dtype = work.model, "lora", "float32"
     made.model.lora.r, made.model.lora.alpha = work.settings.lora_r, work.settings.lora_alpha

@@ -1,9 +1,11 @@
-"""`luthier check` for chat recipes: the table that the recipe makes, and its rows in the base's chat template."""
+"""`luthier check` for chat recipes: the table that the recipe makes, its rows in the base's chat template, the cost."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import astuple
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from luthier.data.building.build import Built, build
 from luthier.data.building.stagecache import default_cache
 from luthier.data.readers import open_source
 from luthier.data.table import iter_rows
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, SourceError
 from luthier.recipe import Recipe
 from luthier.recipefile import stage_recipes
 from luthier.stages.sources import table_request
@@ -63,9 +65,11 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
             found.figures.setdefault("steps", {})[name] = plan.steps
             found.sections.append(
                 f"stage {name}: {plan.steps} steps of {one.train.batch_size} ({plan.steps_per_epoch:,} an epoch, "
-                f"{plan.warmup_steps} of warm-up); time and memory are measured when chat trains"
+                f"{plan.warmup_steps} of warm-up)"
             )
         _template(stage, tokenizer, built, found)
+        for name, one in stages.items():
+            _cost(name, one, tokenizer, built, found)
 
 
 def _tokenizer(stage: Recipe, found: Checked) -> Any:
@@ -117,3 +121,47 @@ def _template(stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> No
             f"chat template: {reason} in {trouble.rows:,} of {seen.rows:,} rows; the first: {trouble.first}\n"
             f"  mend: {MENDS[reason]}"
         )
+
+
+def _cost(name: str, stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> None:
+    """Memory and time of a stage on this machine, from a sample of its rows."""
+    from luthier.runtime.devices import Devices
+    from luthier.stages.chat_cost import feed_load, memory_of, sample_feed, time_of
+    from luthier.train.memory_estimate import fits
+
+    rows = (
+        item for item in iter_rows(built.folder, {"split": "train"}) if item.row.provenance.source in stage.data.train
+    )
+    feed = sample_feed(stage, tokenizer, islice(rows, EXAMINED))
+    if feed is None:  # the template section has said why
+        return
+    load = feed_load(feed, feed.steps_per_epoch)
+    steps = found.figures["steps"][name]
+    tokens = load.tokens_in(steps * stage.train.batch_size)
+    found.figures.setdefault("tokens", {})[name] = tokens
+    try:
+        devices = Devices(stage.model.dtype)
+        memory = memory_of(stage, tokenizer, feed, load, devices.precision)
+    except SourceError as error:
+        found.sections.append(f"stage {name}: its memory is not known before the base is here\n  {error.message}")
+        return
+    except LuthierError as error:
+        found.problems.append(f"stage {name}: {error}")
+        return
+    found.figures.setdefault("memory", {})[name] = memory.to_json()
+    found.sections.append(
+        f"stage {name}: about {tokens:,} tokens, {load.target_tokens / load.tokens:.0%} of them learned, in forward "
+        f"passes of {load.tokens // len(load.passes):,} (largest of {len(load.passes):,} looked at: "
+        f"{load.largest_tokens:,})\n{memory.table()}"
+    )
+    problems = fits(memory, stage, devices.device)
+    found.problems += [f"stage {name}: {line}" for line in problems]
+    if problems or not (stage.model.base.startswith("toy:") or Path(stage.model.base).is_dir()):
+        return
+    try:
+        estimate = time_of(stage, feed, load, tokens, devices)
+    except LuthierError as error:
+        found.problems.append(f"stage {name}: {error}")
+        return
+    found.figures.setdefault("seconds", {})[name] = [round(value, 2) for value in astuple(estimate)]
+    found.sections.append(f"stage {name}: {estimate.line()} of training on this machine, from three steps tried")

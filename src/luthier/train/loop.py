@@ -274,21 +274,25 @@ class _Training:
         self.had_gradient.append(stacked)
 
     def _judge_gradients(self) -> None:
-        if self.had_gradient and self.done.step >= min(_EVERY_TENSOR_BY, self.job.plan.steps):
-            most = torch.stack(self.had_gradient).amax(0).tolist()
-            names = [name for name, _ in self.job.learner.tuned()]
-            self.done.silent = [name for name, value in zip(names, most, strict=True) if value == 0.0]
-            self.had_gradient.clear()
-            if len(self.done.silent) == len(names):
-                raise LuthierError(
-                    f"after {self.done.step} steps no trainable tensor has had a gradient",
-                    "look at what model.lora.target_modules names: the loss does not pass through it",
-                )
-            if self.done.silent:
-                say(
-                    f"WARNING: {len(self.done.silent)} of {len(names)} trainable tensors had no gradient in the first "
-                    f"{self.done.step} steps, such as {self.done.silent[0]}"
-                )
+        """Which tensors had none up to now: kept in the state, so that a run cut here judges as a whole one does."""
+        if not self.had_gradient:
+            return
+        most = torch.stack(self.had_gradient).amax(0).tolist()
+        names = [name for name, _ in self.job.learner.tuned()]
+        before = set(self.done.silent) if self.done.step > len(self.had_gradient) else set(names)
+        self.done.silent = [name for name, value in zip(names, most, strict=True) if value == 0.0 and name in before]
+        self.had_gradient.clear()
+        if self.done.step < min(_EVERY_TENSOR_BY, self.job.plan.steps) or not self.done.silent:
+            return
+        if len(self.done.silent) == len(names):
+            raise LuthierError(
+                f"after {self.done.step} steps no trainable tensor has had a gradient",
+                "look at what model.lora.target_modules names: the loss does not pass through it",
+            )
+        say(
+            f"WARNING: {len(self.done.silent)} of {len(names)} trainable tensors had no gradient in the first "
+            f"{self.done.step} steps, such as {self.done.silent[0]}"
+        )
 
     def _save(self, must: bool = False) -> None:
         job, done = self.job, self.done

@@ -1,0 +1,266 @@
+"""What a chat training will need of memory, by part, before a weight is loaded; and whether that is there.
+
+The estimate is one optimizer step of the recipe's own model, adapter, loss and optimizer, gone through without values
+(runtime/live_bytes.py). What that cannot see is added by formula: four- and eight-bit weights, and on a processor the
+process itself. It holds where freed memory is given back: on a processor with glibc after `return_freed_memory`. On a
+GPU it is what torch allocates, not what its cache reserves. Compiled layers need less than is said here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.console import table
+from luthier.models import adapters, quantized
+from luthier.models.attention import use_packed_attention
+from luthier.models.chat_batches import ChatBatch
+from luthier.models.chat_model import ChatModel
+from luthier.models.families import text_family_of
+from luthier.models.load import read_config
+from luthier.models.text_base import TextBase
+from luthier.models.tokens import add_text_tokens
+from luthier.recipe import Recipe
+from luthier.recipe_model import ModelConfig
+from luthier.runtime.live_bytes import LiveBytes, place_without_values, without_values
+from luthier.runtime.memory import free_memory, used_memory
+from luthier.runtime.precision import Precision
+from luthier.train.optim import clip, make_optimizer
+
+_KERNELS = {"cpu": 48 * 2**20, "cuda": 32 * 2**20}
+"""What the libraries' own kernels take: code and scratch on a processor (24 to 70 MiB measured), cuBLAS's workspace."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A line of the estimate."""
+
+    name: str
+    bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at the moment when most are in use, by part."""
+
+    parts: tuple[Part, ...]
+    here_already: int = 0
+    """Of the total, what this process holds before anything is loaded."""
+
+    @property
+    def total(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def needed(self) -> int:
+        """What must be free before anything is loaded."""
+        return self.total - self.here_already
+
+    def of(self, *names: str) -> int:
+        """The sum of some parts."""
+        return sum(part.bytes for part in self.parts if part.name in names)
+
+    def table(self) -> str:
+        """At most 100 columns wide."""
+        lines = [[part.name, _mib(part.bytes), part.note] for part in self.parts]
+        return table(["memory", "MiB", ""], [*lines, ["at the peak", _mib(self.total), ""]])
+
+    def to_json(self) -> dict[str, int]:
+        return {**{part.name: part.bytes for part in self.parts}, "total": self.total}
+
+
+def weightless_base(model: ModelConfig, tokenizer: Any) -> TextBase:
+    """The base's shapes on torch's meta device: of a toy, a folder or the hub, from its configuration alone.
+
+    Raises SourceError and RequestError as loading it would.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if model.base.startswith("toy:"):
+        from luthier.models.toys import build_toy
+
+        made = build_toy(model.base)[0].to("meta")
+    else:
+        settings = read_config(model.base, model.revision or None)
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(settings)
+    made.requires_grad_(False)
+    # add_text_tokens writes into the tokenizer, and whoever called may still render with it.
+    return TextBase(made, copy.deepcopy(tokenizer), "", model.base, model.revision, text_family_of(made), "")
+
+
+def estimate_memory(
+    base: TextBase, recipe: Recipe, precision: Precision, batch: ChatBatch, passes: int
+) -> MemoryEstimate:
+    """The memory of a training, from a base of `weightless_base`, which is used up.
+
+    `batch` is its largest forward pass, `passes` how many a step has: from the second on, gradients are there in the
+    forward pass. Raises RequestError where adapter or optimizer cannot be made, as the training would.
+    """
+    device = precision.device
+    kind = quantized.published(base.model.config) or recipe.model.quantization
+    already = used_memory(device) if device.type == "cpu" else 0
+    base.model.to(precision.dtype)
+    base.added_tokens = add_text_tokens(base, recipe.model.added_tokens, recipe.seed)
+    tuned = adapters.attach(base, replace(recipe.model, quantization=""), base.added_tokens, recipe.seed)
+    if recipe.train.packing:
+        use_packed_attention(adapters.bare(tuned))
+    if recipe.train.gradient_checkpointing:
+        adapters.checkpoint_activations(base.model)
+    with without_values() as live:
+        place_without_values(tuned, device)
+        learner = ChatModel(tuned, base.facts(), recipe.train.label_smoothing)
+        held = _Held(_size(p for p in learner.parameters() if not p.requires_grad), [p for _, p in learner.tuned()])
+        _step(learner, recipe, precision, batch.to(device), passes > 1, live, held)
+    packed, unpacked = _packed(learner, kind) if kind else (0, 0)
+    names = {"": str(precision.dtype).removeprefix("torch.")}
+    return MemoryEstimate(
+        tuple(
+            part
+            for part in (
+                Part(
+                    "base weights", held.frozen - packed, names.get(kind, f"{kind}, head and embeddings as published")
+                ),
+                Part("trained weights", _size(held.trained), f"{sum(p.numel() for p in held.trained):,}, float32"),
+                Part("optimizer", held.optimizer, recipe.train.optimizer),
+                Part("gradients", held.gradients, "float32" if passes > 1 else "those there at the peak"),
+                Part("activations", held.activations, f"{batch.tokens:,} tokens in the largest of the forward passes"),
+                Part("buffers", held.buffers + unpacked, "logits by the chunk, a layer computed again or unpacked"),
+                Part("process", already + _KERNELS.get(device.type, 0), "the interpreter and its libraries"),
+            )
+            if part.bytes
+        ),
+        already,
+    )
+
+
+@dataclass
+class _Held:
+    """Bytes that the walk through a step found."""
+
+    frozen: int
+    trained: list[nn.Parameter]
+    optimizer: int = 0
+    gradients: int = 0
+    activations: int = 0
+    buffers: int = 0
+
+
+def _step(
+    learner: ChatModel,
+    recipe: Recipe,
+    precision: Precision,
+    batch: ChatBatch,
+    accumulates: bool,
+    live: LiveBytes,
+    held: _Held,
+) -> None:
+    """One optimizer step, and one forward and backward pass after it: what is held, and the higher of both peaks."""
+    learner.train()
+    weights = live.now
+    optimizer = make_optimizer(learner, recipe.train, recipe.model.learned_tokens.learning_rate)
+    for parameter in held.trained:
+        parameter.grad = torch.zeros_like(parameter)
+    live.forget_peak()
+    clip(held.trained, recipe.train.max_grad_norm)
+    _fill_state(optimizer)
+    full, at_step = _size(held.trained), live.peak
+    held.optimizer = live.now - weights - full
+    if accumulates:
+        live.gradients = full
+    else:
+        optimizer.zero_grad(set_to_none=True)
+        live.follow(held.trained)
+    live.forget_peak()
+    before = live.now
+    with precision.autocast():
+        share = learner.loss(batch, learner.step_weights([batch]))[0]
+    held.activations = live.now - before
+    share.backward()
+    if at_step > live.peak:
+        held.gradients, rest = full, at_step - weights - held.optimizer - full
+        held.activations = 0
+    else:
+        held.gradients, rest = live.gradients_at_peak, live.peak - weights - held.optimizer - live.gradients_at_peak
+        held.activations = min(held.activations, rest)
+    held.buffers = rest - held.activations
+    if recipe.train.optimizer.startswith("paged"):
+        held.optimizer = 0  # it moves out of the GPU when memory is short
+
+
+def _fill_state(optimizer: torch.optim.Optimizer) -> None:
+    """Have the optimizer make its state. Those of bitsandbytes compute through pointers, and nothing is there."""
+    if not hasattr(optimizer, "init_state"):
+        optimizer.step()
+        return
+    for place, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            optimizer.init_state(group, parameter, place, index)
+
+
+def _packed(learner: ChatModel, kind: str) -> tuple[int, int]:
+    """(bytes that frozen layers lose when they are packed, those of the largest one unpacked for its pass).
+
+    nf4 has half a byte a weight and, quantised twice, a byte a block of 64 and four bytes 256 blocks; int8 has a byte a
+    weight and four a row. bitsandbytes leaves the head as it is.
+    """
+    head = adapters.bare(learner.language_model).get_output_embeddings()
+    layers = [
+        module.weight
+        for module in learner.modules()
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+    ]
+    lost = 0
+    for weight in layers:
+        count = weight.numel()
+        held = count + 4 * len(weight) if kind == "int8" else count // 2 + count // 64 + count // 4096
+        lost += _size([weight]) - held
+    return lost, max((_size([weight]) for weight in layers), default=0)
+
+
+def fits(estimate: MemoryEstimate, recipe: Recipe, device: torch.device, free: int | None = None) -> list[str]:
+    """Nothing where it fits, else one line of what is missing, with the keys to change, the most telling first.
+
+    `free` are the bytes that can be had; None asks the device.
+    """
+    room = free_memory(device) if free is None else free
+    if estimate.needed <= room:
+        return []
+    model, train = recipe.model, recipe.train
+    passing = estimate.of("activations", "buffers")
+    ways = []
+    if estimate.needed - passing < room:
+        if not train.gradient_checkpointing and estimate.of("activations"):
+            ways.append("train.gradient_checkpointing: true")
+        ways.append("a lower train.micro_batch_tokens" if train.micro_batch_tokens else "train.micro_batch_tokens")
+        ways.append("a lower train.micro_batch_size or model.max_tokens")
+    else:
+        if model.tuning == "full":
+            ways.append("model.tuning: lora")
+        elif not model.quantization:
+            ways.append("model.quantization: nf4")
+        if model.dtype == "float32":
+            ways.append("model.dtype: bfloat16")
+        if estimate.of("optimizer", "gradients", "trained weights") > estimate.of("base weights") and model.lora.r > 1:
+            ways.append("a lower model.lora.r" if model.tuning == "lora" else "train.optimizer: adamw_8bit")
+        ways.append("a smaller model.base")
+    place = "the GPU has" if device.type == "cuda" else "this machine has"
+    return [
+        f"memory: {_mib(estimate.needed)} MiB are needed, and {place} {_mib(room)} MiB free\n"
+        f"  mend: set {', or '.join(ways)}"
+    ]
+
+
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f}"
