@@ -76,6 +76,7 @@ def test_a_run_leaves_what_the_contract_names(untouched):
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     scores = json.loads((stage / "scores.json").read_text())
     assert scores["gain.loss"]["value"] == pytest.approx(scores["before.loss"]["value"] - scores["loss"]["value"])
+    assert set(scores.pop("sources")) == {"chats"}
     assert all({"value", "ci", "n"} <= set(score) for score in scores.values())
     items = [json.loads(line) for line in (stage / "predictions.jsonl").read_text().splitlines()]
     total, weight = sum(item["nll"] for item in items), sum(item["target_tokens"] for item in items)

@@ -75,11 +75,3 @@ def test_rows_that_would_teach_nothing_or_break_the_template_are_refused_with_co
     assert done.returncode == 2
     assert f"chat template: {reason} in " in done.stderr
     assert "mend:" in done.stderr
-
-
-def test_a_chat_recipe_is_not_run_yet(luthier: Luthier) -> None:
-    for verb in ("run", "rehearse"):
-        done = luthier(verb, RECIPE)
-        assert done.returncode == 2
-        assert "does not train yet" in done.stderr
-        assert "luthier data build" in done.stderr

@@ -47,7 +47,7 @@ def feed_load(feed: ChatFeed, steps: int) -> Load:
 
 
 def memory_of(recipe: Recipe, tokenizer: Any, feed: ChatFeed, load: Load, precision: Precision) -> MemoryEstimate:
-    """The memory that the largest forward pass of a load decides. No weight is loaded; errors as loading would raise."""
+    """The memory that the largest forward pass of a load decides. No weight is loaded; errors as of loading."""
     largest = collate([feed.lessons[row] for row in load.largest], feed.layout.packed, feed.layout.pad_id)
     return estimate_memory(
         weightless_base(recipe.model, tokenizer), recipe, precision, largest, passes=load.most_passes
