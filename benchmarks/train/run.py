@@ -32,7 +32,7 @@ from luthier.console import say, table  # noqa: E402
 STEPS, SEED = 9, 17
 EQUAL = 1e-4
 """How far the loss of any step may be from ours."""
-PEERS = {"trl": "TRL 1.16", "unsloth": "Unsloth 2026.10.9"}
+PEERS = {"trl": "TRL", "unsloth": "Unsloth"}
 BEST: dict[str, tuple[str, ...]] = {"ours": (), "trl": (), "unsloth": ()}
 """The settings that each side was fastest with (`--settings`; README.md)."""
 TRIED: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -10,27 +10,28 @@ from typing import Any
 
 import pytest
 import torch
-from support.children import ROOT, environment
-from support.memory_run import feed_of, recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import RequestError
 from luthier.models.chat import load_tokenizer
 from luthier.models.toy_tokenizer import load_tokenizer as toy_tokenizer
 from luthier.recipe import Recipe
+from luthier.recipe_model import LoraSettings
 from luthier.runtime.devices import Devices
+from luthier.runtime.live_bytes import LiveBytes
 from luthier.runtime.precision import resolve_precision
 from luthier.stages.chat_cost import feed_load, memory_of
 from luthier.stages.chat_prepare import build_chat_model
 from luthier.train.memory_estimate import MemoryEstimate, Part, fits
 from luthier.train.optim import make_optimizer
+from support.children import ROOT, environment
+from support.memory_run import feed_of, recipe
 
 CPU = torch.device("cpu")
-RUNS: list[dict[str, Any]] = [
+RUNS: list[dict[str, Any]] = [{"vocabulary": 32_000, "tokens": 256, "gradient_checkpointing": True}]
+LONG_RUNS: list[dict[str, Any]] = [
     {"vocabulary": 32_000, "tokens": 512},
     {"vocabulary": 32_000, "tokens": 512, "tuning": "full", "passes": 2, "gradient_checkpointing": True},
-]
-LONG_RUNS: list[dict[str, Any]] = [
     {"vocabulary": 32_000, "tokens": 2048},
     {"vocabulary": 32_000, "tokens": 2048, "gradient_checkpointing": True},
     {"vocabulary": 32_000, "tokens": 512, "tuning": "full", "optimizer": "adafactor"},
@@ -39,6 +40,7 @@ LONG_RUNS: list[dict[str, Any]] = [
     {"vocabulary": 128_256, "tokens": 512},
     {"vocabulary": 128_256, "tokens": 2048, "gradient_checkpointing": True},
     {"vocabulary": 128_256, "tokens": 512, "tuning": "full"},
+    {"vocabulary": 128_256, "tokens": 512, "tuning": "full", "gradient_checkpointing": True},
     {"vocabulary": 128_256, "tokens": 512, "tuning": "full", "passes": 2},
 ]
 
@@ -141,9 +143,36 @@ def test_packed_weights_are_counted_as_they_are_held(kind: str) -> None:
     assert found.of("base weights") == pytest.approx(bytes_of([*frozen, *scales]), rel=0.01)
 
 
+@pytest.mark.parametrize("base", ["toy:llama", "toy:qwen3", "toy:gemma2", "toy:gemma3", "toy:phi3", "toy:mistral"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"packing": False},
+        {"gradient_checkpointing": True},
+        {"dtype": "bfloat16", "label_smoothing": 0.1},
+        {"tuning": "full", "dtype": "bfloat16"},
+        {"lora": LoraSettings(r=4, use_dora=True), "added_tokens": ["<|note|>"]},
+    ],
+    ids=str,
+)
+def test_a_forward_pass_leaves_the_bytes_that_the_real_one_leaves(base: str, keys: dict[str, Any]) -> None:
+    made = recipe(base, 1, **keys)
+    feed = feed_of(made, 256, 600)
+    devices = Devices(made.model.dtype)
+    _, learner = build_chat_model(made, devices, made.seed)
+    learner.train()
+    (batch,) = feed.batches(1)
+    with LiveBytes() as live, devices.precision.autocast():
+        before = live.now
+        _share, _main = learner.loss(batch, learner.step_weights([batch]))
+        real = live.now - before
+    assert estimate(made).of("activations") == pytest.approx(real, rel=0.02)
+
+
 def test_activations_grow_with_tokens_and_checkpointing_keeps_few_of_them() -> None:
     few, many = (estimate(recipe("toy:llama", 1), tokens).of("activations") for tokens in (1024, 2048))
-    assert many == pytest.approx(2 * few, rel=0.01)
+    assert many >= 2 * few
     kept = estimate(recipe("toy:llama", 1, gradient_checkpointing=True), 2048).of("activations")
     assert kept < many / 2
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import distributed
 
 from luthier.runtime.precision import Precision, resolve_precision
+from luthier.runtime.products import use_quick_products
 
 Item = TypeVar("Item")
 
@@ -28,6 +29,8 @@ class Devices:
         # Without CUDA accelerate would take Apple's MPS, which has no float64.
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=1)
         self.precision: Precision = resolve_precision(dtype, self.device)
+        if self.device.type == "cpu" and self.precision.dtype == torch.float32:
+            use_quick_products()
 
     @property
     def device(self) -> torch.device:
@@ -87,4 +90,6 @@ class Devices:
 def describe() -> dict[str, Any]:
     """The machine, for run.json: processor count, devices, threads."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processors": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": devices}
+    products = "oneDNN" if torch.backends.mkldnn.matmul.fp32_precision == "bf16" else "torch's own"
+    found = {"processors": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": devices}
+    return found if devices else {**found, "float32 products": products}

@@ -9,6 +9,7 @@ GPU it is what torch allocates, not what its cache reserves. Compiled layers nee
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,8 @@ from luthier.runtime.memory import free_memory, used_memory
 from luthier.runtime.precision import Precision
 from luthier.train.optim import clip, make_optimizer
 
+_SCRATCH = {"adamw_8bit": 5, "lion": 3}
+"""Float32 copies of a tensor that bitsandbytes makes on a processor while it steps; on a GPU its kernels make none."""
 _KERNELS = {"cpu": 48 * 2**20, "cuda": 32 * 2**20}
 """What the libraries' own kernels take: code and scratch on a processor (24 to 70 MiB measured), cuBLAS's workspace."""
 
@@ -85,7 +88,9 @@ def weightless_base(model: ModelConfig, tokenizer: Any) -> TextBase:
     if model.base.startswith("toy:"):
         from luthier.models.toys import build_toy
 
-        made = build_toy(model.base)[0].to("meta")
+        toy = build_toy(model.base)[0]
+        with torch.device("meta"):
+            made = type(toy)(toy.config)
     else:
         settings = read_config(model.base, model.revision or None)
         with torch.device("meta"):
@@ -105,7 +110,8 @@ def estimate_memory(
     """
     device = precision.device
     kind = quantized.published(base.model.config) or recipe.model.quantization
-    already = used_memory(device) if device.type == "cpu" else 0
+    if quantized.loading_options(recipe.model.quantization, base.model.config, precision.dtype, device):
+        importlib.import_module("bitsandbytes")  # what it takes for itself belongs to the process
     base.model.to(precision.dtype)
     base.added_tokens = add_text_tokens(base, recipe.model.added_tokens, recipe.seed)
     tuned = adapters.attach(base, replace(recipe.model, quantization=""), base.added_tokens, recipe.seed)
@@ -116,9 +122,12 @@ def estimate_memory(
     with without_values() as live:
         place_without_values(tuned, device)
         learner = ChatModel(tuned, base.facts(), recipe.train.label_smoothing)
+        if kind == "int8":
+            _keep_inputs(learner)
         held = _Held(_size(p for p in learner.parameters() if not p.requires_grad), [p for _, p in learner.tuned()])
         _step(learner, recipe, precision, batch.to(device), passes > 1, live, held)
     packed, unpacked = _packed(learner, kind) if kind else (0, 0)
+    already = used_memory(device) if device.type == "cpu" else 0
     names = {"": str(precision.dtype).removeprefix("torch.")}
     return MemoryEstimate(
         tuple(
@@ -171,6 +180,9 @@ def _step(
     clip(held.trained, recipe.train.max_grad_norm)
     _fill_state(optimizer)
     full, at_step = _size(held.trained), live.peak
+    if precision.device.type == "cpu":
+        largest = max(parameter.numel() for parameter in held.trained)
+        at_step = max(at_step, live.now + _SCRATCH.get(recipe.train.optimizer, 0) * 4 * largest)
     held.optimizer = live.now - weights - full
     if accumulates:
         live.gradients = full
@@ -204,18 +216,38 @@ def _fill_state(optimizer: torch.optim.Optimizer) -> None:
             optimizer.init_state(group, parameter, place, index)
 
 
+def _packable(learner: ChatModel) -> list[nn.Linear]:
+    head = adapters.bare(learner.language_model).get_output_embeddings()
+    linear = [module for module in learner.modules() if isinstance(module, nn.Linear) and module is not head]
+    return [module for module in linear if not module.weight.requires_grad]
+
+
+class _Kept(torch.autograd.Function):
+    """A tensor as it is, which stays until backward has come by: past activation checkpointing too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        ctx.value = value
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+def _keep_inputs(learner: ChatModel) -> None:
+    """Have frozen layers hold on to their inputs, as the eight-bit layers of bitsandbytes do."""
+    for module in _packable(learner):
+        module.register_forward_pre_hook(lambda _module, given: (_Kept.apply(given[0]), *given[1:]))
+
+
 def _packed(learner: ChatModel, kind: str) -> tuple[int, int]:
     """(bytes that frozen layers lose when they are packed, those of the largest one unpacked for its pass).
 
     nf4 has half a byte a weight and, quantised twice, a byte a block of 64 and four bytes 256 blocks; int8 has a byte a
     weight and four a row. bitsandbytes leaves the head as it is.
     """
-    head = adapters.bare(learner.language_model).get_output_embeddings()
-    layers = [
-        module.weight
-        for module in learner.modules()
-        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
-    ]
+    layers = [module.weight for module in _packable(learner)]
     lost = 0
     for weight in layers:
         count = weight.numel()
