@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-all check bench bench-verdict bench-data docs lock clean
+.PHONY: quickstart test test-all check bench bench-verdict bench-data bench-train docs lock clean
 
 quickstart: .venv/ready
 	$(BIN)/luthier quickstart
@@ -21,7 +21,7 @@ check: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-bench: bench-verdict bench-data
+bench: bench-verdict bench-data bench-train
 
 bench-verdict: .venv/ready
 	$(BIN)/python benchmarks/verdict/run.py
@@ -34,6 +34,23 @@ bench-data: .venv/ready .venv-peers/ready
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet -r benchmarks/data/peers.txt
 	touch .venv-peers/ready
+
+bench-train: .venv/ready .venv-trl/ready .venv-unsloth/ready
+	$(BIN)/python benchmarks/train/run.py
+
+# TRL takes torch and transformers from ours, which are of the releases that it is made for.
+.venv-trl/ready: benchmarks/train/peers-trl.txt .venv/ready
+	$(PYTHON) -m venv .venv-trl
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+	  $$(.venv-trl/bin/python -c "import site; print(site.getsitepackages()[0])")/ours.pth
+	.venv-trl/bin/pip install --quiet -r benchmarks/train/peers-trl.txt
+	touch .venv-trl/ready
+
+.venv-unsloth/ready: benchmarks/train/peers-unsloth.txt
+	$(PYTHON) -m venv .venv-unsloth
+	.venv-unsloth/bin/pip install --quiet -r benchmarks/train/peers-unsloth.txt
+	.venv-unsloth/bin/pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
+	touch .venv-unsloth/ready
 
 docs: .venv/ready
 	$(BIN)/python -m luthier.recipedocs > docs/recipe.md
@@ -51,4 +68,4 @@ lock:
 	touch .venv/ready
 
 clean:
-	rm -rf .venv .venv-peers tables quickstart-run* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-trl .venv-unsloth tables quickstart-run* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, RequestError
 from luthier.recipefile import load_recipe, stage_recipes
+from luthier.rundir import RunDir
 from luthier.stages.preflight import look_ahead, look_at_rows
 from support.chats import WORDS
-from support.children import environment
+from support.children import ROOT, environment
 
 RECIPE = """
 name: trouble
@@ -125,12 +127,197 @@ def test_a_missing_tracker_is_told_with_the_line_that_installs_it(recipe, monkey
     assert any("pip install 'luthier[tensorboard]'" in line for line in lines)
 
 
-def test_a_disk_without_room_for_two_checkpoints_is_told_before_training(recipe, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_the_checkpoints_of_all_stages_is_told_before_training(recipe, tmp_path, monkeypatch):
     from luthier import verbs
-    from luthier.errors import RequestError
     from luthier.runtime import disk
 
-    monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
-    with pytest.raises(RequestError, match="checkpoints"):
+    alone, both = stages(recipe), stages(with_stages(recipe, "{one: {}, two: {train: {optimizer: adafactor}}}"))
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 5_000_000)
+    assert look_ahead(alone, tmp_path / "run") == look_ahead(both, None) == []
+    [line] = look_ahead(both, tmp_path / "run")
+    assert line.startswith(f"stage one, two: {tmp_path / 'run'}: room for 6 checkpoints is needed")
+    for number in range(2):
+        (tmp_path / "run" / "stages" / "one" / "checkpoints" / f"step-00000{number}").mkdir(parents=True)
+    assert look_ahead(both, tmp_path / "run") == [], "what is there already needs no room"
+    with pytest.raises(RecipeError, match="room for 6 checkpoints"):
+        verbs.run(with_stages(recipe, "{one: {}, two: {}}"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def with_stages(recipe: Path, text: str) -> Path:
+    path = recipe.with_name("stages.yaml")
+    path.write_text(f"{recipe.read_text()}stages: {text}\n")
+    return path
+
+
+STARTS = """{
+  first: {},
+  second: {
+    start_from: first,
+    model: {base: "toy:qwen2", dtype: bfloat16, modules_to_save: [lm_head], added_tokens: [<x>], quantization: int8,
+      lora: {r: 8, alpha: 8, dropout: 0.5, use_rslora: true, use_dora: true, target_modules: all-linear}}},
+  third: {start_from: first, model: {tuning: full, lora: {r: 8}}},
+}"""
+
+
+def test_a_stage_that_cannot_start_from_another_is_told_key_by_key(recipe):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(with_stages(recipe, STARTS))
+    lines = caught.value.problems
+    keys = [line.partition(":")[0].removeprefix("stages.second.model.") for line in lines]
+    lora = ["lora.r", "lora.alpha", "lora.use_rslora", "lora.use_dora", "lora.target_modules"]
+    same = ["base", "quantization", *lora, "modules_to_save", "added_tokens"]
+    assert keys == [*same, "stages.third.model.tuning"]
+    assert "8, and 16 in stage first, whose adapter this stage starts from" in lines[2]
+    assert "lora.r: 8" in lines[2]
+
+
+def foreign(kind: str) -> Any:
+    import transformers
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2}
+    if kind == "mamba":
+        return transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=700, state_size=4, **small))
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    return transformers.GptOssForCausalLM(transformers.GptOssConfig(vocab_size=700, **small, **heads, **experts))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sets", "said"),
+    [
+        ("gpt_oss", {}, "gpt_oss has an attention of its own: packed rows would read one another"),
+        ("gpt_oss", {"train": {"packing": False}}, None),
+        ("mamba", {}, "PEFT refuses"),
+        (
+            "mamba",
+            {"model": {"lora": {"target_modules": ".*in_proj"}}},
+            "mamba has layers that carry state across rows",
+        ),
+    ],
+)
+def test_a_second_stage_that_cannot_pack_or_be_adapted_is_told_before_the_first_is_trained(
+    recipe, tmp_path, kind, sets, said
+):
+    from luthier.models.chat import load_tokenizer
+
+    base = tmp_path / kind
+    foreign(kind).save_pretrained(base)
+    load_tokenizer("toy:llama", "").save_pretrained(base)
+    model = {"base": str(base), "lora": {"target_modules": "all-linear"}, **sets.get("model", {})}
+    lines = look_ahead(stages(with_stages(recipe, json.dumps({"first": {}, "second": {**sets, "model": model}}))))
+    if said is None:
+        assert lines == []
+    else:
+        [line] = lines
+        assert line.startswith("stage second: ")
+        assert said in line
+        assert "mend:" in line
+
+
+def test_what_does_not_fit_into_memory_is_told_of_every_stage(recipe, tmp_path, monkeypatch):
+    from luthier.data.building.build import build
+    from luthier.stages.sources import table_request
+
+    found = stages(with_stages(recipe, "{first: {}, second: {model: {tuning: full}}}"))
+    build(table_request(found), tmp_path / "table")
+    assert look_at_rows(found, tmp_path / "table") == []
+    monkeypatch.setattr("luthier.runtime.memory_estimate.free_memory", lambda device: 0)
+    lines = look_at_rows(found, tmp_path / "table")
+    assert len(lines) == 2
+    for line, name in zip(lines, found, strict=True):
+        assert line.startswith(f"stage {name}: memory: ")
+        assert "mend: set " in line
+
+
+def test_a_refused_recipe_leaves_nothing_that_stands_in_the_way_of_the_mended_one(recipe, tmp_path):
+    from luthier import verbs
+
+    run = tmp_path / "run"
+    for wrong in ("model.lora.target_modules=nothing_like_this", "data.test=[absent]", "train.validate_every=1"):
+        sets = [wrong, "data.validation_fraction=0.001", "evaluate.samples=0"]
+        with pytest.raises(RecipeError) as caught:
+            verbs.run(recipe, run, sets)
+        assert str(caught.value).startswith(f"{recipe}: 1 problem")
+        assert not run.exists() or not list(run.iterdir())
+    verbs.run(recipe, run, ["evaluate.samples=0", "evaluate.resamples=20"])
+    assert (run / "report.html").is_file()
+
+
+def test_a_refused_resume_keeps_what_is_there(recipe, tmp_path, monkeypatch):
+    from luthier import verbs
+
+    monkeypatch.setattr("luthier.stages.run.run_stage", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         verbs.run(recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / "stages" / "main" / "metrics.jsonl").exists()
+    monkeypatch.setattr("luthier.runtime.memory_estimate.free_memory", lambda device: 0)
+    with pytest.raises(RecipeError, match="memory"):
+        verbs.run(recipe, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "data" / "manifest.json").is_file()
+
+
+def test_resume_of_what_is_no_run_is_refused(recipe, tmp_path):
+    from luthier import verbs
+
+    with pytest.raises(RequestError, match="not a run") as caught:
+        verbs.run(recipe, tmp_path / "run", resume=True)
+    assert "leave out --resume" in caught.value.mend
+    assert not (tmp_path / "run").exists()
+
+
+UNREAD = {
+    "model.builtin_adapter": "speech-lora",
+    "model.train_encoder": "true",
+    "model.train_projector": "true",
+    "model.learned_tokens.readout": "<r>",
+    "model.learned_tokens.soft_prompt": "5",
+    "model.learned_tokens.learning_rate": "0.1",
+    "learned_tokens": "new",
+    "task.instruction": "Say.",
+    "task.answers.pass": "yes",
+    "task.scale.pass_mark": "3",
+    "task.event": "panel",
+    "task.target.method": "hard",
+    "task.readout": "head",
+    "task.mass_weight": "1",
+    "task.ranking_weight": "1",
+    "evaluate.deafness_test": "false",
+}
+
+
+def test_keys_that_a_chat_would_not_read_are_told_at_once(recipe):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, [f"{key}={value}" for key, value in UNREAD.items()])
+    told = [line.partition(":")[0] for line in caught.value.problems]
+    assert sorted(told) == sorted({key.replace("answers.pass", "answers") for key in UNREAD})
+    assert all("means nothing for task.kind: chat" in line for line in caught.value.problems)
+    rate = ["model.learned_tokens.learning_rate=0.1", "model.added_tokens=[<x>]"]
+    assert load_recipe(recipe, rate).model.learned_tokens.learning_rate == 0.1  # the rate of their rows
+
+
+def test_keys_that_a_verdict_would_not_read_are_told_at_once():
+    unread = {
+        "model.quantization": "nf4",
+        "model.added_tokens": "[<x>]",
+        "train.micro_batch_tokens": "100",
+        "train.truncation": "whole_turns",
+        "train.label_smoothing": "0.1",
+        "train.torch_compile": "true",
+        "evaluate.validation_rows": "1",
+        "evaluate.samples": "1",
+        "evaluate.sample_tokens": "1",
+    }
+    shipped = ROOT / "recipes" / "speaking.yaml"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(shipped, [f"{key}={value}" for key, value in unread.items()])
+    assert {line.partition(":")[0] for line in caught.value.problems} >= set(unread)
+    read = ["model.modules_to_save=[lm_head]", "model.lora.use_dora=true", "model.lora.use_rslora=true"]
+    assert load_recipe(shipped, read)
+
+
+def test_half_an_encoding_of_a_killed_process_is_removed(tmp_path):
+    run = RunDir.create(tmp_path / "run")
+    left = run.tokens / ".tmp-train-1"
+    left.mkdir(parents=True)
+    with run.lock():
+        assert not left.exists()

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
+from luthier.models.toy_tokenizer import load_tokenizer
 from support.children import ROOT, Luthier
 
 RECIPE = ROOT / "recipes" / "assistant.yaml"
@@ -46,6 +48,12 @@ def test_a_chat_recipe_is_checked_with_its_template(luthier: Luthier, tmp_path: 
     assert 0 < figures["template"]["tokens_supervised"] < figures["template"]["tokens_total"]
     for part in ("licence", "MIT", "ledger", "mixture", "tokens: min", "⟦", "nothing to mend", "60 steps of 8"):
         assert part in done.stderr
+    assert figures["tokens"]["main"] >= 60 * 8 * figures["template"]["tokens_min"]
+    assert figures["memory"]["main"]["total"] > figures["memory"]["main"]["base weights"] > 0
+    seconds, low, high = figures["seconds"]["main"]
+    assert 0 < low <= seconds <= high
+    for part in ("at the peak", "activations", "of training on this machine"):
+        assert part in done.stderr
     learned = done.stderr.partition("what is learned")[2].partition("\n")[2]
     assert "as is known" in learned.partition("⟦")[2].partition("⟧")[0]
 
@@ -75,3 +83,17 @@ def test_rows_that_would_teach_nothing_or_break_the_template_are_refused_with_co
     assert done.returncode == 2
     assert f"chat template: {reason} in " in done.stderr
     assert "mend:" in done.stderr
+
+
+def test_a_base_that_cannot_fit_is_told_before_its_weights_are_looked_for(luthier: Luthier, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tokenizer = load_tokenizer()
+    LlamaConfig(vocab_size=768, hidden_size=2**17, intermediate_size=2**18, num_hidden_layers=2).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    words = sources(tmp_path)
+    done = luthier("check", RECIPE, "--set", f"model.base={base}", *words, env={"LUTHIER_CACHE": str(tmp_path)})
+    assert done.returncode == 2
+    assert "1 problem" in done.stderr
+    assert "stage main: memory: " in done.stderr
+    assert "model.quantization: nf4" in done.stderr
+    assert "model.safetensors" not in done.stderr

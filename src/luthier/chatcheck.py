@@ -126,8 +126,8 @@ def _template(stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> No
 def _cost(name: str, stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> None:
     """Memory and time of a stage on this machine, from a sample of its rows."""
     from luthier.runtime.devices import Devices
+    from luthier.runtime.memory_estimate import fits
     from luthier.stages.chat_cost import feed_load, memory_of, sample_feed, time_of
-    from luthier.train.memory_estimate import fits
 
     rows = (
         item for item in iter_rows(built.folder, {"split": "train"}) if item.row.provenance.source in stage.data.train
@@ -154,9 +154,8 @@ def _cost(name: str, stage: Recipe, tokenizer: Any, built: Built, found: Checked
         f"passes of {load.tokens // len(load.passes):,} (largest of {len(load.passes):,} looked at: "
         f"{load.largest_tokens:,})\n{memory.table()}"
     )
-    problems = fits(memory, stage, devices.device)
-    found.problems += [f"stage {name}: {line}" for line in problems]
-    if problems or not (stage.model.base.startswith("toy:") or Path(stage.model.base).is_dir()):
+    found.problems += [f"stage {name}: {line}" for line in fits(memory, stage, devices.device)]
+    if found.problems or not (stage.model.base.startswith("toy:") or Path(stage.model.base).is_dir()):
         return
     try:
         estimate = time_of(stage, feed, load, tokens, devices)

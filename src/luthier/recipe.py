@@ -6,7 +6,8 @@ need more than one field are in `Recipe.problems`, which reports all of them at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from luthier.recipe_data import DataConfig, data_problems
@@ -17,6 +18,25 @@ EVENTS = ("panel", "rater", "latent")
 READOUTS = ("tokens", "head", "ordinal")
 KINDS = ("verdict", "chat")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+_UNREAD = {
+    "chat": (
+        "model.builtin_adapter model.train_encoder model.train_projector model.learned_tokens learned_tokens "
+        "task.instruction task.answers task.scale task.event task.target task.readout task.mass_weight "
+        "task.ranking_weight evaluate.deafness_test"
+    ).split(),
+    "verdict": (
+        "model.quantization model.added_tokens train.micro_batch_tokens train.truncation train.label_smoothing "
+        "train.torch_compile evaluate.validation_rows evaluate.samples evaluate.sample_tokens"
+    ).split(),
+}
+"""Keys that a task does not read, with all that is below them."""
+_TAKEN_OVER = (
+    "task.kind model.base model.revision model.builtin_adapter model.quantization model.tuning model.lora.r "
+    "model.lora.alpha model.lora.use_rslora model.lora.use_dora model.lora.target_modules model.modules_to_save "
+    "model.added_tokens model.learned_tokens.readout model.learned_tokens.soft_prompt model.train_encoder "
+    "model.train_projector"
+).split()
+"""Keys that a stage shares with the one it starts from, or the adapter does not fit it."""
 
 
 @dataclass
@@ -129,9 +149,56 @@ class Recipe:
             *model_problems(self.model),
             *data_problems(self.data, self.task.kind),
             *_task_problems(self),
+            *_unread_problems(self),
             *train_problems(self.train),
             *_run_problems(self),
         ]
+
+
+def start_problems(stages: Mapping[str, Recipe]) -> list[str]:
+    """What keeps a stage from starting where its `start_from` ended, as `stages.NAME.key: reason (mend)` lines."""
+    found = []
+    for name, stage in stages.items():
+        if stage.start_from not in stages:
+            continue
+        earlier = stages[stage.start_from]
+        lora = stage.model.tuning == earlier.model.tuning == "lora"
+        for key in _TAKEN_OVER:
+            here, there = _value(stage, key), _value(earlier, key)
+            if here != there and (lora or not key.startswith("model.lora.")):
+                found.append(
+                    f"stages.{name}.{key}: {here!r}, and {there!r} in stage {stage.start_from}, whose adapter this "
+                    "stage starts from (make them the same, or leave start_from out)"
+                )
+    return found
+
+
+def _value(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = getattr(tree, name)
+    return tree
+
+
+def _leaves(here: Any, default: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, default) of a field and of all below it."""
+    if not is_dataclass(here):
+        yield key, here, default
+        return
+    for item in fields(here):
+        yield from _leaves(getattr(here, item.name), getattr(default, item.name), f"{key}.{item.name}")
+
+
+def _unread_problems(recipe: Recipe) -> list[str]:
+    """Keys that are set and that the task would leave unread without a word."""
+    kind, default = recipe.task.kind, Recipe()
+    # The rows of a chat's added tokens are trained at the rate of learned tokens.
+    read = {"model.learned_tokens.learning_rate"} if kind == "chat" and recipe.model.added_tokens else set()
+    leaves = [leaf for key in _UNREAD.get(kind, ()) for leaf in _leaves(_value(recipe, key), _value(default, key), key)]
+    return [
+        f"{key}: means nothing for task.kind: {kind} (leave it out)"
+        for key, here, usual in leaves
+        if here != usual and key not in read
+    ]
 
 
 def _task_problems(recipe: Recipe) -> list[str]:
@@ -162,6 +229,8 @@ def _run_problems(recipe: Recipe) -> list[str]:
         found.append("train.select: best needs data.validation_fraction above 0")
     if train.early_stopping_patience and recipe.data.validation_fraction == 0:
         found.append("train.early_stopping_patience: needs data.validation_fraction above 0")
+    if train.validate_every and recipe.data.validation_fraction == 0:
+        found.append("train.validate_every: needs data.validation_fraction above 0 (or leave it out)")
     if train.optimizer == "muon" and recipe.model.tuning != "full":
         found.append("train.optimizer: muon is for whole matrices (set model.tuning: full, or take adamw)")
     if train.loraplus_ratio and (recipe.model.tuning != "lora" or train.optimizer in ("adafactor", "muon")):

@@ -64,7 +64,8 @@ class ModelConfig:
     modules_to_save: list[str] = field(default_factory=list)
     """With lora: modules that are trained whole and saved beside the adapter (such as lm_head)."""
     added_tokens: list[str] = field(default_factory=list)
-    """Chat: tokens that join the tokenizer; with lora their rows alone are trained (trainable_token_indices)."""
+    """Chat: tokens that join the tokenizer; with lora their rows alone are trained (trainable_token_indices),
+    at learned_tokens.learning_rate."""
     learned_tokens: LearnedTokens = field(default_factory=LearnedTokens)
     train_encoder: bool = False
     """With lora: tune the sound encoder too (every weight of it)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class RunDir:
     @classmethod
     def create(cls, path: Path) -> RunDir:
         """A new folder; one that exists and holds anything is an error."""
-        refuse_existing(path, "give another --out, or --resume to go on with it")
+        refuse_existing(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,10 +87,10 @@ class RunDir:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunDir:
+    def open(cls, path: Path, mend: str = "give the folder that --out named") -> RunDir:
         """A folder that a run made before."""
         if not (path / "run.json").is_file():
-            raise RequestError(f"{path}: not a run (no run.json in it)", "give the folder that --out named")
+            raise RequestError(f"{path}: not a run (no run.json in it)", mend)
         return cls(path)
 
     @property
@@ -118,6 +119,11 @@ class RunDir:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def began(self) -> bool:
+        """Whether a stage has left anything."""
+        return any(self.path.glob("stages/*/*"))
+
     def stage(self, name: str) -> StageDir:
         return StageDir(self.path / "stages" / name)
 
@@ -128,6 +134,14 @@ class RunDir:
     def update_manifest(self, **changes: Any) -> None:
         """Change some keys of run.json."""
         write_json(self.manifest, {**self.read_manifest(), **changes})
+
+    def clear(self) -> None:
+        """Remove all that is in the folder, run.json last: without it nobody could go on with what is left."""
+        for item in sorted(self.path.iterdir(), key=lambda item: item == self.manifest):
+            if item.is_dir():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -141,15 +155,19 @@ class RunDir:
                 ) from error
             stream.write(str(os.getpid()))
             stream.flush()
-            for folder in [self.path, *self.path.glob("stages/*"), *self.path.glob("stages/*/checkpoints")]:
+            work = [self.path, self.tokens, *self.path.glob("stages/*"), *self.path.glob("stages/*/checkpoints")]
+            for folder in work:
                 remove_leftovers(folder)
             yield
 
 
-def refuse_existing(path: Path, mend: str = "give another --out") -> None:
+def refuse_existing(path: Path) -> None:
     """Raise ExistsError where `path` is there, unless it is an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ExistsError(f"{path}: exists already, and nothing that exists is overwritten", mend)
+        more = ", or --resume to go on with it" if (path / "run.json").is_file() else ""
+        raise ExistsError(
+            f"{path}: exists already, and nothing that exists is overwritten", f"give another --out{more}"
+        )
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -81,20 +81,44 @@ def run(
     loaded = load_recipe(recipe, overrides)
     folder = out or Path("runs") / (loaded.name or recipe.stem)
     line = _command(recipe, folder, overrides)
-    return _run(loaded, folder, line, StageOptions(resume, verify, f"{line} --resume"))
+    try:
+        _look_ahead(recipe, loaded, folder, resume)
+    except KeyboardInterrupt as error:
+        begin_again = f"{line} --resume" if resume else line
+        raise Interrupted("interrupted before anything was done", begin_again) from error
+    return _run(
+        recipe, loaded, open_run(loaded, folder, line, resume), StageOptions(resume, verify, f"{line} --resume")
+    )
 
 
-def _run(loaded: Recipe, folder: Path, line: str, options: StageOptions) -> dict[str, Any]:
-    rundir = open_run(loaded, folder, line, options.resume)
+def _look_ahead(recipe: Path, loaded: Recipe, folder: Path, resume: bool) -> None:
+    """Refuse what cannot work before the run's folder is made: it would stand in the way of the mended recipe."""
+    if resume:
+        _reopen(loaded, folder)
+    else:
+        refuse_existing(folder)
+    from luthier.stages.preflight import look_ahead, refuse
+
+    refuse(str(recipe), look_ahead(_waiting(RunDir(folder), loaded), folder))
+
+
+def _waiting(rundir: RunDir, loaded: Recipe) -> dict[str, Recipe]:
+    """Stages that are not finished."""
+    return {name: stage for name, stage in stage_recipes(loaded).items() if not rundir.stage(name).finished}
+
+
+def _run(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -> dict[str, Any]:
     with rundir.lock():
         rundir.update_manifest(status="running")
         try:
-            _work(rundir, loaded, options)
+            _work(recipe, loaded, rundir, options)
         except KeyboardInterrupt as error:
             rundir.update_manifest(status="interrupted")
             raise Interrupted("interrupted; what was done is kept", options.resume_line) from error
         except Exception as error:
             rundir.update_manifest(status="interrupted" if isinstance(error, Interrupted) else "failed")
+            if isinstance(error, RequestError) and not options.resume and not rundir.began:
+                rundir.clear()  # nothing was trained, and the mended recipe may want the same folder
             raise
         rundir.update_manifest(status="finished", finished=_now())
         report(rundir.path)
@@ -109,13 +133,8 @@ def _run(loaded: Recipe, folder: Path, line: str, options: StageOptions) -> dict
 
 def open_run(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
     """A new run folder with its recipe and manifest, or the one to go on with (of the same recipe)."""
-    if resume and (folder / "run.json").is_file():
-        rundir = RunDir.open(folder)
-        if rundir.read_manifest()["hashes"]["recipe"] != digest(loaded):
-            raise RequestError(
-                f"{folder}: was begun with another recipe or other --set values",
-                f"give the same ones (they are in {rundir.recipe}), or another --out",
-            )
+    if resume:
+        rundir = _reopen(loaded, folder)
         if not rundir.recipe.is_file():  # killed between the two first writes of a run
             write_text(rundir.recipe, to_yaml(loaded))
         return rundir
@@ -138,25 +157,33 @@ def open_run(loaded: Recipe, folder: Path, line: str, resume: bool) -> RunDir:
     return rundir
 
 
-def _work(rundir: RunDir, loaded: Recipe, options: StageOptions) -> None:
+def _reopen(loaded: Recipe, folder: Path) -> RunDir:
+    """The run in a folder. Raises RequestError where there is none, or one that was begun with another recipe."""
+    rundir = RunDir.open(folder, "leave out --resume to begin a run there, or give the --out that the run was given")
+    if rundir.read_manifest()["hashes"]["recipe"] != digest(loaded):
+        raise RequestError(
+            f"{folder}: was begun with another recipe or other --set values",
+            f"give the same ones (they are in {rundir.recipe}), or another --out",
+        )
+    return rundir
+
+
+def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -> None:
     from luthier.data.building.build import build
     from luthier.data.building.mixture import MANIFEST as TABLE
     from luthier.data.building.stagecache import default_cache
     from luthier.data.table import read_manifest
     from luthier.runtime.devices import describe
-    from luthier.stages.preflight import look_ahead, look_at_rows, refuse
+    from luthier.stages.preflight import look_at_rows, refuse
     from luthier.stages.run import run_stage
     from luthier.stages.sources import table_request
 
     stages = stage_recipes(loaded)
-    request = table_request(stages)
-    waiting = {name: stage for name, stage in stages.items() if not rundir.stage(name).finished}
-    refuse(options.resume_line, look_ahead(waiting))
     if not (rundir.data / TABLE).is_file():
         # Large sets of chats are worth keeping for the next run; graded answers are read anew.
         cache = default_cache() if loaded.task.kind == "chat" else None
-        say(build(request, rundir.data, cache).ledger.table())
-    refuse(options.resume_line, look_at_rows(waiting, rundir.data))
+        say(build(table_request(stages), rundir.data, cache).ledger.table())
+    refuse(str(recipe), look_at_rows(_waiting(rundir, loaded), rundir.data))
     data = str(read_manifest(rundir.data)["digest"])
     rundir.update_manifest(machine=describe(), hashes={**rundir.read_manifest()["hashes"], "data": data})
     for name in stages:

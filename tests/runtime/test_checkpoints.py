@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,72 @@ def test_rotation_keeps_the_best_of_the_checkpoint_that_one_may_have_to_go_back_
     assert found.steps() == [5, 6]
 
 
-def test_a_checkpoint_whose_best_is_lost_is_not_gone_on_from(found, capsys):
-    found.keep = 9
-    for step, best in ((1, 1), (2, 2), (3, 2)):
+@pytest.mark.parametrize("how", ["half", "gone"])
+def test_a_lost_best_costs_no_step_and_is_forgotten_and_said(found, capsys, how):
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
         save(found, step, best)
-    harm(found.path(2) / WEIGHTS, "half")
-    assert found.newest() == 1
-    assert "its best checkpoint, step 2, is lost" in capsys.readouterr().err
-    assert found.steps() == [1]
+    if how == "gone":
+        shutil.rmtree(found.path(2))
+    else:
+        harm(found.path(2) / WEIGHTS, how)
+    made, wanted = Training(), Training(4)
+    assert found.newest() == 4
+    made.state = found.restore(4, made.learner, made.optimizer)
+    assert (made.state["best_step"], made.state["best_loss"]) == (0, None)
+    wanted.state = made.state
+    assert made.digest() == wanted.digest()
+    assert "step 2, is LOST" in capsys.readouterr().err
+    assert found.steps() == [3, 4]
+    assert (found.folder / QUARANTINE / "step-000002").is_dir() is (how == "half")
+    save(found, 5, best=5)
+    assert found.newest() == 5
+    assert found.restore(5, made.learner, made.optimizer)["best_step"] == 5
+
+
+def test_a_best_that_the_newest_does_not_name_can_be_gone_back_to_only_whole(found):
+    for step in (1, 2):
+        save(found, step, best=1)
+    harm(found.path(1) / WEIGHTS, "bit")
+    made = Training()
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS} is not what was written"):
+        found.restore(1, made.learner, made.optimizer)
+    assert found.restore(2, made.learner, made.optimizer)["best_step"] == 0  # nobody has called newest
+
+
+def test_where_the_best_is_not_asked_for_it_is_neither_kept_nor_looked_for(found, capsys):
+    found.keep_best = False
+    for step in range(1, 5):
+        save(found, step, best=1)
+    assert found.steps() == [3, 4]
+    made = Training()
+    assert found.newest() == 4
+    assert found.restore(4, made.learner, made.optimizer)["best_step"] == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_verified_a_moment_ago_is_read_once_and_trusted_once(found, monkeypatch):
+    for step in (1, 2, 3):
+        save(found, step, best=1)
+    read: list[str] = []
+
+    def counted(folder: Path, **more: bool) -> str | None:
+        read.append(folder.name)
+        return verify_folder(folder, **more)
+
+    monkeypatch.setattr("luthier.runtime.checkpoints.verify_folder", counted)
+    made = Training()
+    assert found.newest() == 3
+    found.restore(3, made.learner, made.optimizer)
+    assert sorted(read) == ["step-000001", "step-000003"]
+    harm(found.path(3) / WEIGHTS, "bit")
+    with pytest.raises(CheckpointError, match="is not what was written"):
+        found.restore(3, made.learner, made.optimizer)
+    assert found.newest() == 2
+    moved = replace(found, folder=found.folder.parent / "elsewhere")
+    shutil.copytree(found.folder, moved.folder)
+    read.clear()
+    moved.restore(2, made.learner, made.optimizer)
+    assert "step-000002" in read
 
 
 @pytest.mark.parametrize("how", ["missing", "nul", "half"])
@@ -123,7 +182,12 @@ def test_when_none_is_whole_training_starts_again_and_that_is_said_each_time(fou
     for _ in range(2):
         assert found.newest() is None
         assert "starts again from step 0" in capsys.readouterr().err
-    assert found.status() == {"saved": 2, "failed_saves": 0, "quarantined": 2}
+    assert list(found.status().values()) == [2, 0, 2]
+    assert Checkpoints(found.folder, "toy").status() == {
+        "saved_by_this_process": 0,
+        "failed_saves_of_this_process": 0,
+        "quarantined": 2,
+    }
 
 
 def test_what_is_whole_but_does_not_fit_is_refused_by_name_and_stays(found):
@@ -171,15 +235,16 @@ def test_saving_is_due_by_steps_and_by_the_clock(found, monkeypatch):
 def test_a_disk_without_room_is_refused_before_training_with_path_need_and_free(found, monkeypatch):
     made = Training(1)
     one = checkpoint_bytes(made.learner, made.optimizer)
-    monkeypatch.setattr(disk, "free_bytes", lambda _: 3 * one)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 4 * one)
     found.check_room(made.learner, made.optimizer)
-    monkeypatch.setattr(disk, "free_bytes", lambda _: 2 * one)
-    with pytest.raises(RequestError, match=r"room for 3 checkpoints is needed, 3\.1 MB; 2\.1 MB are free") as caught:
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 3 * one)
+    with pytest.raises(RequestError, match=r"room for 4 checkpoints is needed, 4\.2 MB; 3\.1 MB are free") as caught:
         found.check_room(made.learner, made.optimizer)
+    replace(found, keep_best=False).check_room(made.learner, made.optimizer)
     assert str(found.folder) in str(caught.value)
     monkeypatch.undo()
-    for step in (1, 2):  # a resumed run needs room for the one that it writes
-        save(found, step)
+    for step in (1, 2, 3):  # a resumed run needs room for the one that it writes
+        save(found, step, best=1)
     monkeypatch.setattr(disk, "free_bytes", lambda _: one)
     found.check_room(made.learner, made.optimizer)
 
@@ -194,7 +259,7 @@ def test_a_disk_without_room_stops_a_save_and_not_the_training_but_at_the_end_it
     assert "the last checkpoint is step 1" in said
     with pytest.raises(DiskError, match="are free"):
         save(found, 3, must=True)
-    assert found.status() == {"saved": 1, "failed_saves": 2, "quarantined": 0}
+    assert list(found.status().values()) == [1, 2, 0]
     assert sorted(item.name for item in found.folder.iterdir()) == ["step-000001"]
     monkeypatch.undo()
     assert save(found, 3)

@@ -144,7 +144,7 @@ for foreseen in (True, False):
     assert found.newest() == step and found.steps() == before
     filler.unlink()
     assert found.save(made.learner, made.optimizer, made.state) and found.newest() == step + 1
-assert found.status() == {"saved": 3, "failed_saves": 4, "quarantined": 0}
+assert list(found.status().values()) == [3, 4, 0]
 """
 
 

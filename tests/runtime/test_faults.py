@@ -18,8 +18,9 @@ from luthier.errors import DiskError
 from luthier.files import MANIFEST, append_jsonl, read_jsonl, write_json
 from luthier.rundir import truncate_metrics
 from luthier.runtime import checkpoints as module
-from luthier.runtime.checkpoints import OPTIMIZER, OPTIMIZER_FACTS, STATE, Checkpoints
-from support.faultbench import HOWS, harm, save_five
+from luthier.runtime.checkpoints import OPTIMIZER, OPTIMIZER_FACTS, QUARANTINE, STATE, Checkpoints
+from support.faultbench import HOWS, harm, save, save_five
+from support.tiny import Training
 
 
 def test_a_save_survives_every_fault_at_every_operation(bench):
@@ -46,6 +47,35 @@ def test_going_back_survives_every_fault_too(bench):
 
     assert bench.break_all(go_back, bench.trouble_going_back) == []
     assert bench.cut_all(go_back, bench.trouble_going_back) == []
+
+
+def test_forgetting_a_best_that_is_lost_survives_every_fault(bench):
+    """Step 1, the best, is harmed: the newest loses no step by it, whatever breaks while that one is set aside."""
+    harm(bench.ready / "step-000001" / OPTIMIZER, "half")
+
+    def forget(folder: Path) -> bool:
+        try:
+            return Checkpoints(folder, "toy").newest() == 4
+        except DiskError:
+            return False
+
+    def trouble(folder: Path) -> str:
+        found, made = Checkpoints(folder, "toy"), Training()
+        if (step := found.newest()) != 4:
+            return f"the newest is {step}"
+        state = found.restore(4, made.learner, made.optimizer)
+        if (state["best_step"], state["best_loss"]) != (0, None):
+            return f"{state} names the best that is lost"
+        made.state = {"step": 4, "best_step": 1}  # but for the best, as it was
+        if made.digest() != bench.digests[4]:
+            return "came back changed"
+        if {item.name for item in folder.iterdir()} - {"step-000003", "step-000004", QUARANTINE}:
+            return "left behind"
+        return "" if save(folder, 5) and found.newest() == 5 else "does not go on"
+
+    assert trouble(bench.fresh()) == ""
+    assert bench.break_all(forget, trouble) == []
+    assert bench.cut_all(forget, trouble) == []
 
 
 def test_a_line_of_metrics_is_whole_or_not_there(bench):

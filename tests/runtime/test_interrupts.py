@@ -7,8 +7,7 @@ import signal
 
 import pytest
 
-from luthier.errors import Interrupted
-from luthier.runtime.interrupts import stop_requested, until_stopped
+from luthier.runtime.interrupts import stop_requested
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -40,15 +39,3 @@ def test_an_inner_block_sees_what_was_asked_of_the_outer_one_and_the_other_way_r
         assert outer()
         with stop_requested() as later:
             assert later()
-
-
-def test_long_work_stops_between_two_items_with_the_line_that_resumes_it():
-    done = []
-    with stop_requested(), pytest.raises(Interrupted, match="encoding rows") as caught:  # noqa: PT012
-        for item in until_stopped(range(9), "encoding rows", "luthier run r.yaml --resume"):
-            done.append(item)
-            if item == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-    assert done == [0, 1, 2, 3]
-    assert caught.value.mend == "luthier run r.yaml --resume"
-    assert caught.value.exit_code == 130

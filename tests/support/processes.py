@@ -80,8 +80,8 @@ def stop_at(step: int) -> None:
     """Ask this process to stop in a step, as a scheduler does."""
     taken = loop._Training._step
 
-    def take(self: Any, group: Any) -> None:
-        taken(self, group)
+    def take(self: Any, *args: Any) -> None:
+        taken(self, *args)
         if self.done.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 

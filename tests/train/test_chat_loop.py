@@ -275,19 +275,22 @@ def test_between_looks_nothing_is_read_from_the_device(tmp_path, monkeypatch):
             return _inner(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    taken = loop._Training._step
     counts = []
 
-    def step(self, group):
-        before = len(reads)
-        with Counting():
-            taken(self, group)
-        counts.append(reads[before:])
+    def counting(inner):
+        def counted(self, *args):
+            before = len(reads)
+            with Counting():
+                found = inner(self, *args)
+            counts.append(reads[before:])
+            return found
 
-    monkeypatch.setattr(loop._Training, "_step", step)
+        return counted
+
+    for name in ("_gradients", "_step"):
+        monkeypatch.setattr(loop._Training, name, counting(getattr(loop._Training, name)))
     train(job)
-    assert len(counts) == 6
-    assert counts == [[]] * 6
+    assert counts == [[]] * 12
     assert reads, "the looks are counted, so the counting works"
 
 
@@ -331,9 +334,9 @@ def test_sigterm_saves_the_step_and_resumes_to_the_same_bytes(tmp_path, monkeypa
     job = chats.make_job(tmp_path / "term", chats.recipe(save_every=5))
     taken = loop._Training._after_step
 
-    def stop_at_four(self, stopping):
-        taken(self, stopping)
-        if self.done.step == 3:
+    def stop_at_four(self):
+        taken(self)
+        if self.done.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(loop._Training, "_after_step", stop_at_four)
@@ -407,3 +410,32 @@ def test_compiled_layers_learn_the_same(tmp_path):
     for (name, p), (other, wanted) in zip(compiled.learner.tuned(), plain.learner.tuned(), strict=True):
         assert name == other
         torch.testing.assert_close(p, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_memory_that_runs_out_in_the_optimizer_ends_the_run_before_the_step_counts(tmp_path):
+    job = chats.make_job(tmp_path, chats.recipe(save_every=2, log_every=1))
+    inner, calls = job.optimizer.step, []
+
+    def step(*args, **more):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return inner(*args, **more)
+
+    job.optimizer.step = step
+    with pytest.raises(LuthierError, match="step 4: memory ran out in the optimizer"):
+        train(job)
+    assert job.checkpoints.steps() == [2]
+    assert [json.loads(line)["step"] for line in job.metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_epochs_of_different_lengths_end_where_their_rows_do(tmp_path):
+    made = chats.recipe(batch_size=4)
+    base, _ = chats.model_of(made)
+    lessons = chats.encode(base, chats.chats(20))
+    sizes = (10, 20, 5, 12)
+    feed = ChatFeed(lessons, lambda epoch: np.arange(sizes[epoch]), chats.layout_of(made, base), 1)
+    ends = [step for step in range(1, 14) if feed.ends_epoch(step)]
+    assert ends == [3, 8, 10, 13]
+    assert [feed.epoch_at(step) for step in ends] == [1, 2, 3, 4]
+    assert [len(feed.rows(step)) for step in (3, 8, 10)] == [2, 4, 1]

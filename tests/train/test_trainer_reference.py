@@ -19,9 +19,7 @@ def theirs(job, made, folder) -> list[dict]:
     """The same rows in the same order through the Trainer: right-padded batches, plain attention, labels of -100."""
     lessons = job.feed.lessons
     rows = [row for step in range(1, STEPS + 1) for row in job.feed.rows(step)]
-    examples = [
-        {"input_ids": lessons[row].ids_L.tolist(), "weight": lessons[row].weight_L.tolist()} for row in rows
-    ]
+    examples = [{"input_ids": lessons[row].ids_L.tolist(), "weight": lessons[row].weight_L.tolist()} for row in rows]
 
     def collate(items):
         width = max(len(item["input_ids"]) for item in items)

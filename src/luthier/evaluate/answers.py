@@ -5,6 +5,7 @@ Rows are packed or padded as it suits; neither their company nor the number of p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from luthier.console import progress
+from luthier.errors import LuthierError
 from luthier.models.chat_batches import Layout, collate, in_order
 from luthier.models.chat_model import ChatModel
 from luthier.models.lessons import Lessons
+from luthier.models.losses import Loss
 from luthier.runtime.devices import Devices
 
 
@@ -41,13 +44,23 @@ def answer_losses(
     model.eval()
     passes = devices.share(in_order(lessons, layout))
     for rows in progress(passes, label, len(passes)):
-        batch = collate([lessons[row] for row in rows], layout.packed, layout.pad_id)
-        with torch.no_grad(), devices.precision.autocast():
-            losses = model.row_losses(batch.to(devices.device))
-        for row, loss in zip(rows, losses, strict=True):
+        for row, loss in zip(rows, _losses(model, lessons, rows, layout, devices), strict=True):
             sum_R[row] = loss.sum
             weight_R[row] = loss.weight
     model.train(training)
     weights = torch.from_numpy(weight_R).to(devices.device)
     devices.add_up([sum_R, weights])
     return AnswerLosses(sum_R.cpu().numpy(), weights.cpu().numpy())
+
+
+def _losses(model: ChatModel, lessons: Lessons, rows: list[int], layout: Layout, devices: Devices) -> list[Loss]:
+    """The loss of each row; where memory runs out, of one half after the other."""
+    batch = collate([lessons[row] for row in rows], layout.packed, layout.pad_id)
+    with suppress(torch.OutOfMemoryError), torch.no_grad(), devices.precision.autocast():
+        return model.row_losses(batch.to(devices.device))
+    if len(rows) == 1:
+        raise LuthierError("memory ran out while one row was scored", "lower model.max_tokens")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    return [loss for half in halves for loss in _losses(model, lessons, half, layout, devices)]

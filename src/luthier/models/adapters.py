@@ -83,7 +83,13 @@ def _attach_lora(base: Base | TextBase, config: ModelConfig, rows: list[int], se
     base.model.name_or_path = config.base  # PEFT writes this name into adapter_config.json
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = get_peft_model(base.model, settings)
+        try:
+            model = get_peft_model(base.model, settings)
+        except ValueError as error:
+            raise RequestError(
+                f"model.lora: PEFT refuses {config.base}: {error}",
+                "leave these modules out of model.lora.target_modules, or take another base",
+            ) from error
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -116,7 +116,10 @@ class ChatFeed(Feed):
         self._order = lru_cache(maxsize=2)(order)
         self._first = [0]
         """Steps before each epoch, as far as they have been asked for."""
-        self.steps_per_epoch = -(-rows_per_epoch // layout.batch_size) or self._steps_of(0)
+        self.part = bool(rows_per_epoch)
+        """Whether only a part of the first epoch is here, and no other."""
+        self.rows_per_epoch = rows_per_epoch or len(self._order(0))
+        self.steps_per_epoch = -(-self.rows_per_epoch // layout.batch_size)
 
     def _steps_of(self, epoch: int) -> int:
         steps = -(-len(self._order(epoch)) // self.layout.batch_size)
@@ -130,6 +133,14 @@ class ChatFeed(Feed):
             self._first.append(self._first[-1] + self._steps_of(len(self._first) - 1))
         epoch = next(e for e in range(len(self._first) - 1) if self._first[e + 1] >= step)
         return epoch, step - 1 - self._first[epoch]
+
+    def ends_epoch(self, step: int) -> bool:
+        epoch, place = self.epoch_of(step)
+        return not self.part and place + 1 == self._steps_of(epoch)
+
+    def epoch_at(self, step: int) -> float:
+        epoch, place = self.epoch_of(step)
+        return step / self.steps_per_epoch if self.part else epoch + (place + 1) / self._steps_of(epoch)
 
     def rows(self, step: int) -> Sequence[int]:
         epoch, place = self.epoch_of(step)
@@ -181,6 +192,22 @@ class ChatFeed(Feed):
 
 
 def in_order(lessons: Lessons, layout: Layout) -> list[list[int]]:
-    """All lessons once, in forward passes of rows of like length, for looking at them without training."""
-    by_length = np.argsort(lessons.lengths, kind="stable").tolist()
-    return ChatFeed(lessons, lambda _epoch: np.arange(len(lessons)), layout, 0).layout_of(by_length)
+    """All lessons once, in forward passes of rows of like length, for looking at them without training.
+
+    The shortest first, as many in each pass as its limits allow: one look at each row, of which there are many here.
+    """
+    lengths_R = lessons.lengths
+    passes: list[list[int]] = []
+    taken = 0
+    for row in np.argsort(lengths_R, kind="stable").tolist():
+        length = int(lengths_R[row])
+        last = passes[-1] if passes else []
+        wanted = taken + length if layout.packed else length * (len(last) + 1)
+        fits = len(last) < layout.micro_rows and (not layout.micro_tokens or wanted <= layout.micro_tokens)
+        if last and fits:
+            last.append(row)
+            taken = wanted
+        else:
+            passes.append([row])
+            taken = length
+    return passes

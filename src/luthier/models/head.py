@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from luthier.errors import RequestError
+from luthier.models import adapters
 
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Types in which a weight is what it says, neither packed nor quantised."""
@@ -54,7 +55,7 @@ class Head:
         Raises RequestError naming the architecture where the model's own logits are not those of its decoder and this
         head. Reads the device.
         """
-        bare = _bare(model)
+        bare = adapters.bare(model)
         module = bare.get_output_embeddings()
         if module is None:
             raise _refused(bare, "has no language-model head")
@@ -91,13 +92,8 @@ class Head:
 
 def body(model: Any) -> Any:
     """The decoder without its head: its `last_hidden_state` (B, L, D) is what the head reads. Adapters stay in it."""
-    bare = _bare(model)
+    bare = adapters.bare(model)
     return bare.base_model if bare.base_model is not bare else bare.get_decoder()
-
-
-def _bare(model: Any) -> Any:
-    """The model of transformers under a PEFT wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _parts(module: nn.Module) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def write_lessons(
                     kept.append(numbers[at])
         if not names:
             why = "; ".join(found.first.values()) or "there were none"
-            raise DataError(f"no row is left to learn from: {why}", "look at these rows, or raise model.max_tokens")
+            raise DataError(f"no row of {folder.name} is left: {why}", "look at these rows, or raise model.max_tokens")
         for name, kind in (("ids", np.int32), ("weight", np.float32)):
             _to_npy(place / f"{name}.raw", place / f"{name}.npy", np.dtype(kind))
         np.save(place / "starts.npy", np.cumsum(lengths, dtype=np.int64))

@@ -6,6 +6,7 @@ module knows nothing of adapters and rows.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
@@ -118,25 +119,27 @@ def _toy(config: ModelConfig, device: torch.device) -> Any:
         return _load(config, device, Path(folder))
 
 
-def skeleton(config: ModelConfig, device: torch.device) -> tuple[Any, TextFamily]:
-    """The modules of a base, from its config alone: its parameters are on torch's meta device, and hold nothing.
+def weightless_base(config: ModelConfig, tokenizer: Any) -> TextBase:
+    """The base's shapes on torch's meta device: of a toy, a folder or the hub, from its configuration alone.
 
-    Raises what `load_text_base` would raise of the config, and of a quantisation that cannot be done here.
+    Raises what `load_text_base` would raise of the configuration. Nothing in it is quantised.
     """
+    from transformers import AutoModelForCausalLM
+
     if config.base.startswith("toy:"):
         from luthier.models.toys import build_toy
 
-        model = build_toy(config.base)[0]
-        quantized.loading_options(config.quantization, model.config, DTYPES[config.dtype], device)
-        return model, text_family_of(model)
-    from transformers import AutoModelForCausalLM
-
-    settings = read_config(config.base, None if Path(config.base).is_dir() else config.revision or None)
-    _refuse_other_kinds(config.base, settings)
-    quantized.loading_options(config.quantization, settings, DTYPES[config.dtype], device)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
-    return model, text_family_of(model)
+        toy = build_toy(config.base)[0]
+        with torch.device("meta"):
+            model = type(toy)(toy.config)
+    else:
+        settings = read_config(config.base, None if Path(config.base).is_dir() else config.revision or None)
+        _refuse_other_kinds(config.base, settings)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    model.requires_grad_(False)
+    # Added tokens are written into the tokenizer, and whoever called may still render with it.
+    return TextBase(model, copy.deepcopy(tokenizer), "", config.base, config.revision, text_family_of(model), "")
 
 
 def _refuse_other_kinds(name: str, settings: Any) -> None:

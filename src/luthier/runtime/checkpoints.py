@@ -8,10 +8,12 @@ What it promises, each proved by breaking every operation of a save (tests/runti
 * A kill, a full disk or a power cut at any moment leaves the checkpoints as they were before the save or after it.
 * Nothing is deleted before its successor is sealed and read back from the disk.
 * A broken checkpoint is never used and never in the way: `newest` moves it to quarantine/ with the reason, says so,
-  and falls back to the one before. A checkpoint whose best checkpoint is lost counts as broken, for the run's end
-  needs it. When none is left, training starts again from step 0, and that is said too: training is a function of the
-  recipe, so it ends in the same weights, later. What is whole but does not fit (another base, a renamed key) is
-  refused by name instead, and stays where it is.
+  and falls back to the one before. When none is left, training starts again from step 0, and that is said too:
+  training is a function of the recipe, so it ends in the same weights, later. What is whole but does not fit (another
+  base, a renamed key) is refused by name instead, and stays where it is.
+* A best checkpoint that is lost costs the choice of it and no work: the state of those that name it is restored
+  without a best, and that is said. The best of the steps that follow takes its place, so the run may end in others of
+  its weights than it would have.
 * A save that fails in mid-training is said and counted, and tried again when the next one is due; training goes on.
 """
 
@@ -42,7 +44,7 @@ from luthier.files import (
 )
 from luthier.models.learner import Learner
 from luthier.runtime import optimizer_state
-from luthier.runtime.disk import check_room, check_room_to_save, checkpoint_bytes
+from luthier.runtime.disk import check_room, check_room_to_save, checkpoint_bytes, most_checkpoints
 
 OPTIMIZER = "optimizer.safetensors"
 OPTIMIZER_FACTS = "optimizer.json"
@@ -63,9 +65,13 @@ class Checkpoints:
     """Steps between saves."""
     minutes: float = 0.0
     """Also save when so many minutes have gone since the last attempt; 0: never. Results do not depend on it."""
+    keep_best: bool = True
+    """Whether the state's `best_step` is for the run's end to go back to; without it nobody looks for that one."""
     saved: int = 0
     failed_saves: int = 0
     _attempted: float = field(default_factory=time.monotonic)
+    _verified: set[int] = field(default_factory=set, init=False)
+    """Steps that `newest` has just read whole, for the next `restore` to trust once."""
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
@@ -79,12 +85,16 @@ class Checkpoints:
         return step % self.every == 0 or (self.minutes > 0 and now - self._attempted >= 60 * self.minutes)
 
     def status(self) -> dict[str, int]:
-        """What the run's record says of them."""
-        return {"saved": self.saved, "failed_saves": self.failed_saves, "quarantined": len(self._quarantined())}
+        """What the run's record says of them: saves of this process, not of those before it, and what lies aside."""
+        return {
+            "saved_by_this_process": self.saved,
+            "failed_saves_of_this_process": self.failed_saves,
+            "quarantined": len(self._quarantined()),
+        }
 
     def check_room(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
         """Raise RequestError, before training, where those to keep and the one being written have no room."""
-        count = max(2, self.keep) + 1 - len(self.steps())
+        count = most_checkpoints(self.keep, self.keep_best) - len(self.steps())
         check_room(self.folder, checkpoint_bytes(learner, optimizer), max(1, count))
 
     def save(
@@ -97,6 +107,7 @@ class Checkpoints:
         end of a training, a stop that was asked for) it raises DiskError, for then nothing would try again.
         """
         self._attempted = time.monotonic()
+        self._verified.clear()
         step = int(state["step"])
         try:
             self._write(step, learner, optimizer, state)
@@ -114,14 +125,17 @@ class Checkpoints:
         return True
 
     def newest(self) -> int | None:
-        """The newest step whose every byte verifies, and its best one's; broken ones are set aside, and said.
+        """The newest step whose every byte verifies; broken ones, its best one among them, are set aside, and said.
 
         Removes what killed saves left. None where there is none: said loudly when there have been some.
         """
         remove_leftovers(self.folder)
+        self._verified.clear()
         for step in sorted(self._named(), reverse=True):
             wrong = self._wrong(step)
             if wrong is None:
+                self._verified.add(step)
+                self._look_at_best(step)
                 return step
             set_aside(self.path(step), wrong)
         if self._quarantined():
@@ -134,16 +148,25 @@ class Checkpoints:
     def restore(self, step: int, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Put learner and optimizer back as they were after `step`. Returns the state.
 
-        Raises CheckpointError where the checkpoint is broken or does not fit.
+        Where the best checkpoint that the state names is lost, its `best_step` is 0 and its `best_loss` None, and that
+        is said. Raises CheckpointError where the checkpoint is broken or does not fit.
         """
         folder = self.path(step)
-        wrong = self._wrong(step)
+        verified, self._verified = self._verified, set()
+        wrong = None if step in verified else self._wrong(step)
         if wrong is not None:
             raise CheckpointError(f"{folder}: {wrong}", "resume the run: it goes back to one that is whole by itself")
         learner.load(folder)
         tensors, facts = load_file(str(folder / OPTIMIZER)), read_json(folder / OPTIMIZER_FACTS)
         optimizer_state.unpack(optimizer, learner.tuned(), tensors, facts)
         state: dict[str, Any] = read_json(folder / STATE)
+        best = self._best(step)
+        if best not in (0, step, *verified) and (wrong := self._wrong(best)):
+            _loud(
+                f"the best checkpoint, step {best}, is LOST ({wrong}): training goes on from step {step} without it, "
+                "and the best of the steps that follow takes its place"
+            )
+            state |= {"best_step": 0, "best_loss": None}
         return state
 
     def _write(self, step: int, learner: Learner, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -191,14 +214,23 @@ class Checkpoints:
         for name in (OPTIMIZER, OPTIMIZER_FACTS, STATE):
             if name not in sealed["files"]:
                 return f"{name} is missing, and {MANIFEST} does not name it"
-        best = self._best(step)
-        if best not in (0, step):
-            wrong = verify_folder(self.path(best))
-            return wrong and f"its best checkpoint, step {best}, is lost: {wrong}"
         return None
 
+    def _look_at_best(self, step: int) -> None:
+        """Verify the best checkpoint that `step` names. A broken one is set aside, for `restore` to miss."""
+        best = self._best(step)
+        if best in (0, step) or not self.path(best).exists():
+            return
+        wrong = self._wrong(best)
+        if wrong is None:
+            self._verified.add(best)
+        else:
+            set_aside(self.path(best), wrong)
+
     def _best(self, step: int) -> int:
-        """The step that the state of a checkpoint calls the best; 0 for none, and where it cannot be read."""
+        """The step that the state of a checkpoint calls the best; 0 for none, not kept, and not to be read."""
+        if not self.keep_best:
+            return 0
         try:
             return int(read_json(self.path(step) / STATE).get("best_step") or 0)
         except (OSError, ValueError, TypeError, AttributeError):

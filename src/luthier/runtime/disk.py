@@ -17,6 +17,21 @@ from luthier.models.learner import Learner
 
 _BESIDE = 2**20
 """Bytes set aside for what lies beside the tensors: settings, state, manifest, headers."""
+STATE_BYTES = {
+    "adamw": 8,
+    "paged_adamw": 8,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "lion": 4,
+    "muon": 4,
+    "adafactor": 1,
+}
+"""Bytes of state for each parameter. Adafactor keeps two edges of a matrix: a byte at rank 4, less above."""
+
+
+def most_checkpoints(keep: int, keep_best: bool) -> int:
+    """How many lie on the disk at most: the newest `keep` (two at least), the best one and the one being written."""
+    return max(2, keep) + keep_best + 1
 
 
 def checkpoint_bytes(learner: Learner, optimizer: torch.optim.Optimizer) -> int:
@@ -29,6 +44,14 @@ def checkpoint_bytes(learner: Learner, optimizer: torch.optim.Optimizer) -> int:
     states = itertools.chain.from_iterable(values.values() for values in optimizer.state.values())
     moments = sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
     return weights + (moments or sum(p.numel() * 8 for p in tuned)) + _BESIDE
+
+
+def planned_bytes(trainable_bytes: int, optimizer: str) -> int:
+    """About the bytes of one checkpoint before anything is loaded, and a tenth more.
+
+    `trainable_bytes` are those of the tuned weights in float32, `optimizer` a name that `train.optimizer` has.
+    """
+    return int((trainable_bytes + trainable_bytes // 4 * STATE_BYTES[optimizer]) * 1.1) + _BESIDE
 
 
 def check_room(folder: Path, one: int, count: int = 2) -> None:

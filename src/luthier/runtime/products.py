@@ -9,25 +9,32 @@ never by a clock, so a run repeats bit for bit on its machine. It knows no model
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+_SWITCH: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 TOLERANCE = 1e-6
 """Largest error of a product as a share of |x| |w| (length K): float32 sums give about 1e-7, bfloat16 inputs 1e-3."""
 
 
 def use_quick_products() -> bool:
     """Switch this process's float32 products to oneDNN if that keeps float32. Returns whether it did."""
-    switch = torch.backends.mkldnn.matmul
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     if torch.cpu._is_amx_tile_supported() or _vendor() == "GenuineIntel":
         return False
-    before = switch.fp32_precision
-    switch.fp32_precision = "bf16"
+    before = _SWITCH.fp32_precision
+    _SWITCH.fp32_precision = "bf16"
     if _error() <= TOLERANCE:
         return True
-    switch.fp32_precision = before
+    _SWITCH.fp32_precision = before
     return False
+
+
+def quick_products() -> bool:
+    """Whether this process's float32 products go through oneDNN."""
+    return bool(_SWITCH.fp32_precision == "bf16")
 
 
 def _error() -> float:

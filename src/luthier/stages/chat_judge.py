@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from luthier.assess.metrics import bootstrap_ci
 from luthier.console import say
-from luthier.data.table import iter_rows
+from luthier.errors import LuthierError
 from luthier.evaluate.answers import AnswerLosses, answer_losses
 from luthier.files import read_jsonl, sha256_file, write_json, write_jsonl
 from luthier.models import adapters
@@ -22,6 +23,7 @@ from luthier.records import ChatStageRecord
 from luthier.rundir import RunDir, StageDir
 from luthier.runtime.memory import measured_peak
 from luthier.stages.chat_prepare import PreparedChat
+from luthier.stages.chat_rows import rows_at
 from luthier.stages.chat_samples import ask_after
 
 Figures = NDArray[np.float64]
@@ -35,7 +37,9 @@ class HeldOut:
     source: list[str]
     group: list[str]
     bytes_R: NDArray[np.float64]
-    """UTF-8 bytes of the text that the targets spell."""
+    """UTF-8 bytes of the text that the targets spell, each as its token weighs."""
+    targets_R: NDArray[np.int64]
+    """How many tokens are targets."""
     before: AnswerLosses
     after: AnswerLosses
 
@@ -89,25 +93,37 @@ def _held_out(ready: PreparedChat, run: RunDir, stage: StageDir) -> HeldOut | No
     lessons = ready.held_out
     if lessons is None:
         return None
-    before = read_jsonl(stage.before)
+    before = {row["id"]: row for row in read_jsonl(stage.before)}
+    strangers = sorted(set(before) ^ set(lessons.names))
+    if strangers:
+        raise LuthierError(
+            f"{stage.before}: {len(strangers)} rows are not those that are held out now, such as {strangers[0]}",
+            "the table or the tokenizer changed since the run began: begin a new run",
+        )
     after = answer_losses(ready.model, lessons, ready.layout, ready.devices, "scoring after training")
-    numbers = set(lessons.numbers.tolist())
-    rows = [item.row for number, item in enumerate(iter_rows(run.data)) if number in numbers]
+    rows = [item.row for _, item in rows_at(run.data, lessons.numbers)]
     return HeldOut(
         lessons.names,
         [row.provenance.source for row in rows],
         [row.group for row in rows],
-        _bytes(lessons, ready.base.tokenizer),
-        AnswerLosses(np.array([row["nll"] for row in before]), np.array([row["weight"] for row in before])),
+        _weighed_bytes(lessons, ready.base.tokenizer),
+        np.array([np.count_nonzero(lessons[i].weight_L) for i in range(len(lessons))]),
+        AnswerLosses(*(np.array([before[name][key] for name in lessons.names]) for key in ("nll", "weight"))),
         after,
     )
 
 
-def _bytes(lessons: Lessons, tokenizer: Any) -> NDArray[np.float64]:
+def _weighed_bytes(lessons: Lessons, tokenizer: Any) -> NDArray[np.float64]:
+    """UTF-8 bytes of each row's targets, each as its token weighs."""
     found = []
     for lesson in (lessons[i] for i in range(len(lessons))):
-        text = tokenizer.decode(lesson.ids_L[lesson.weight_L > 0].tolist(), skip_special_tokens=True)
-        found.append(float(max(1, len(text.encode()))))
+        edges = [0, *(np.flatnonzero(np.diff(lesson.weight_L)) + 1).tolist(), len(lesson.ids_L)]
+        total = 0.0
+        for begin, end in pairwise(edges):  # stretches of one weight: an answer is one
+            if lesson.weight_L[begin]:
+                text = tokenizer.decode(lesson.ids_L[begin:end].tolist(), skip_special_tokens=True)
+                total += float(lesson.weight_L[begin]) * max(1, len(text.encode()))
+        found.append(total)
     return np.array(found)
 
 
@@ -119,8 +135,9 @@ def _predictions(items: HeldOut) -> list[dict[str, Any]]:
             "group": items.group[i],
             "nll": float(items.after.sum_R[i]),
             "nll_before": float(items.before.sum_R[i]),
-            "target_tokens": float(items.after.weight_R[i]),
-            "target_bytes": int(items.bytes_R[i]),
+            "weight": float(items.after.weight_R[i]),
+            "target_tokens": int(items.targets_R[i]),
+            "target_bytes": float(items.bytes_R[i]),
         }
         for i in range(len(items.id))
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from luthier.console import say
-from luthier.errors import LuthierError
+from luthier.errors import DataError, LuthierError, RequestError
 from luthier.evaluate.answers import answer_losses
 from luthier.models import adapters
 from luthier.models.attention import use_packed_attention
@@ -20,14 +19,16 @@ from luthier.models.chat_batches import ChatFeed, Layout
 from luthier.models.chat_model import ChatModel, compile_layers
 from luthier.models.effect import adapter_effect, delta_norms, summary
 from luthier.models.lessons import Encoder, Lessons
-from luthier.models.text_base import TextBase, load_text_base
+from luthier.models.text_base import TextBase, load_text_base, tokenizer_digest
 from luthier.models.tokens import add_text_tokens
 from luthier.recipe import Recipe
 from luthier.rundir import RunDir
 from luthier.runtime.devices import Devices
-from luthier.stages.chat_rows import ChatRows
+from luthier.stages.chat_rows import ChatRows, Numbers
 from luthier.stages.fit import Fit
 
+_SCORED_TOKENS = 8192
+"""Tokens of a forward pass that scores, where train.micro_batch_tokens does not say."""
 _EFFECT_TOKENS = 256
 """Tokens on which the trained adapter is held against the base."""
 
@@ -40,6 +41,7 @@ class PreparedChat:
     model: ChatModel
     devices: Devices
     layout: Layout
+    """How rows lie when they are scored; the feed has its own."""
     lessons: Lessons
     feed: ChatFeed
     validation: Lessons | None
@@ -57,8 +59,7 @@ class PreparedChat:
         if self.validation is not None:
             score = partial(answer_losses, self.model, self.validation, self.layout, self.devices, "validating")
             validate = lambda: score().mean
-        rows = self.feed.steps_per_epoch * self.layout.batch_size
-        return Fit(self.model, self.feed, min(rows, len(self.lessons)), self.devices, seal, validate)
+        return Fit(self.model, self.feed, self.feed.rows_per_epoch, self.devices, seal, validate)
 
     def _effect(self) -> dict[str, Any]:
         """What the trained adapter does. Raises LuthierError for one that changes nothing."""
@@ -94,12 +95,15 @@ def prepare_chat(run: RunDir, name: str, recipe: Recipe) -> PreparedChat:
         base.tokenizer.pad_token_id or 0,
     )
     encoder = Encoder(ChatTemplate.of(base.tokenizer), recipe.model.max_tokens, train.truncation)
-    rows = ChatRows(run.data, run.tokens, recipe, encoder, base.tokenizer_digest)
+    # Of the tokenizer as it is now: stages that add other tokens read the same words as other ids.
+    rows = ChatRows(run.data, run.tokens, recipe, encoder, tokenizer_digest(base.tokenizer))
     lessons, feed = rows.feed(layout)
-    validation = _lessons(rows, "validation", recipe.data.train, recipe.evaluate.validation_rows)
-    held_out = _lessons(rows, "test", recipe.data.test, 0) or _lessons(rows, "validation", recipe.data.train, 0)
+    validation, held_out = _looked_at(rows, recipe)
     _tell(lessons)
-    return PreparedChat(base, model, devices, layout, lessons, feed, validation, held_out)
+    scoring = replace(
+        layout, micro_rows=recipe.evaluate.batch_size, micro_tokens=train.micro_batch_tokens or _SCORED_TOKENS
+    )
+    return PreparedChat(base, model, devices, scoring, lessons, feed, validation, held_out)
 
 
 def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextBase, ChatModel]:
@@ -109,8 +113,11 @@ def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextB
     base = load_text_base(settings, devices.device)
     tokens = add_text_tokens(base, recipe.model.added_tokens, seed)
     tuned = adapters.attach(base, settings, tokens, seed)
-    if recipe.train.packing:
+    try:
         use_packed_attention(adapters.bare(tuned))
+    except RequestError:
+        if recipe.train.packing:
+            raise  # padded rows do well without
     if recipe.train.gradient_checkpointing:
         adapters.checkpoint_activations(base.model)
     model = ChatModel(tuned, base.facts(), recipe.train.label_smoothing)
@@ -119,10 +126,34 @@ def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextB
     return base, model
 
 
-def _lessons(rows: ChatRows, split: str, sources: Sequence[str], most: int) -> Lessons | None:
-    """The first rows of a split, which is shuffled (0: all); None where there are none."""
-    numbers = rows.numbers(split, sources)
-    return rows.lessons(split, numbers[: most or None]) if len(numbers) else None
+def _looked_at(rows: ChatRows, recipe: Recipe) -> tuple[Lessons | None, Lessons | None]:
+    """Rows to validate on while training, and rows to score at the end: of data.test, else of the validation split.
+
+    Rows that choose a checkpoint are not scored on as long as there are others.
+    """
+    most = recipe.evaluate.validation_rows
+    numbers = rows.numbers("validation", recipe.data.train)
+    validation = _lessons(rows, "validation", numbers[: most or None])
+    held_out = _lessons(rows, "test", rows.numbers("test", recipe.data.test))
+    if held_out is not None:
+        return validation, held_out
+    chooses = recipe.train.select == "best" or recipe.train.early_stopping_patience > 0
+    if chooses and most and len(numbers) > most:
+        return validation, _lessons(rows, "held-out", numbers[most:])
+    if chooses and validation is not None:
+        say(
+            "the rows that choose the checkpoint are also those it is scored on: the scores flatter it (give data.test)"
+        )
+    return validation, _lessons(rows, "held-out", numbers)
+
+
+def _lessons(rows: ChatRows, label: str, numbers: Numbers) -> Lessons | None:
+    """Some rows encoded; None where there are none, or none that can be, which is said."""
+    try:
+        return rows.lessons(label, numbers) if len(numbers) else None
+    except DataError as error:
+        say(str(error))
+        return None
 
 
 def _tell(lessons: Lessons) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from luthier.console import progress, say
 from luthier.data.building.mixture import Mixture, read_mixture
-from luthier.data.building.rows import TableRow
-from luthier.data.table import iter_batches, iter_rows, read_manifest
+from luthier.data.building.rows import TableRow, from_record
+from luthier.data.table import iter_batches, read_manifest
 from luthier.errors import DataError
 from luthier.files import sha256_bytes
 from luthier.models.chat_batches import ChatFeed, Layout
@@ -66,13 +66,9 @@ class ChatRows:
             if folder.exists():
                 say(f"{folder}: is not whole, and made again")
                 shutil.rmtree(folder)
-            rows = self._rows(set(numbers.tolist()))
-            shown = progress(rows, f"encoding {label}", len(numbers))
+            shown = progress(rows_at(self.table, numbers), f"encoding {label}", len(numbers))
             found = write_lessons(folder, lambda: shown, self.encoder, Encoding())
         return found
-
-    def _rows(self, wanted: set[int]) -> Iterator[tuple[int, TableRow]]:
-        return ((number, item) for number, item in enumerate(iter_rows(self.table)) if number in wanted)
 
     def feed(self, layout: Layout) -> tuple[Lessons, ChatFeed]:
         """What the stage trains on, and the steps made of it."""
@@ -95,6 +91,16 @@ class ChatRows:
         lessons = self.lessons("train", np.flatnonzero(mine & (self._columns[0] == "train")))
         place = _places(lessons)
         return lessons, ChatFeed(lessons, lambda epoch: _present(place, _order(mixture, mine, epoch)), layout, seed)
+
+
+def rows_at(table: Path, numbers: Numbers) -> Iterator[tuple[int, TableRow]]:
+    """The rows at some places of a table, in its order; no other row is made."""
+    wanted, begin = np.sort(numbers), 0
+    for batch in iter_batches(table):
+        first, last = np.searchsorted(wanted, [begin, begin + batch.num_rows])
+        here = wanted[first:last]
+        yield from zip(here.tolist(), map(from_record, batch.take(here - begin).to_pylist()), strict=True)
+        begin += batch.num_rows
 
 
 def _always(order: Numbers, _epoch: int) -> Numbers:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from luthier.data.table import iter_rows
 from luthier.errors import ChatError
 from luthier.evaluate.generate import Decoding, Generator, prompt_ids
 from luthier.files import read_jsonl, write_jsonl
@@ -17,6 +16,7 @@ from luthier.records import ChatAnswer, ChatSample
 from luthier.rundir import RunDir, StageDir
 from luthier.schema import Row
 from luthier.stages.chat_prepare import PreparedChat
+from luthier.stages.chat_rows import rows_at
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def _questions(ready: PreparedChat, run: RunDir, recipe: Recipe) -> list[_Questi
     assert ready.held_out is not None
     template, found = ChatTemplate.of(ready.base.tokenizer), list[_Question]()
     ends = dict(zip(ready.held_out.numbers.tolist(), ready.held_out.lengths.tolist(), strict=True))
-    for number, item in enumerate(iter_rows(run.data)):
+    for number, item in rows_at(run.data, ready.held_out.numbers):
         if len(found) == recipe.evaluate.samples:
             break
-        question = _last_question(template, item.row, ends[number]) if number in ends else None
+        question = _last_question(template, item.row, ends[number])
         if question is not None:
             found.append(question)
     return found

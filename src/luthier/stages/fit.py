@@ -97,15 +97,20 @@ def stage_checkpoints(stage: StageDir, recipe: Recipe) -> Checkpoints:
     """Where and how often the recipe has a stage saved."""
     train = recipe.train
     return Checkpoints(
-        stage.checkpoints, recipe.model.base, train.keep_checkpoints, train.save_every, train.save_minutes
+        stage.checkpoints,
+        recipe.model.base,
+        train.keep_checkpoints,
+        train.save_every,
+        train.save_minutes,
+        keep_best=train.select == "best",
     )
 
 
 def prove_resume(ready: Fit, stage: StageDir, recipe: Recipe) -> dict[str, Any]:
-    """Go from one checkpoint of this run to the next once more, and compare every byte.
+    """Go from one checkpoint of this run to the next once more, and compare every byte. The learner is used up by it.
 
-    With a single checkpoint the way starts at the first step. The run's own files are only read. Raises
-    CheckpointError naming what differs.
+    With a single checkpoint the way starts at the first step. The run's checkpoints are only read, but for broken ones,
+    which are set aside. Raises CheckpointError naming what differs.
     """
     job = make_job(ready, stage, recipe)
     end = job.checkpoints.newest()

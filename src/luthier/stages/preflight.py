@@ -1,26 +1,40 @@
-"""What would stop a chat run later, looked for before anything is trained, and told all at once.
+"""What would stop a run later, looked for before anything is trained, and told all at once.
 
 Every stage is looked at, not only the first: a second stage whose base cannot be loaded is no surprise for the night.
-Weights are not loaded here: the modules of a base are known from its config.
+Weights are not loaded here: the modules of a base are known from its config. What only weights can tell (some are
+missing, the head does more than its config says) is told when a stage begins.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from luthier.console import say
-from luthier.data.table import iter_batches
+from luthier.data.table import iter_batches, iter_rows
 from luthier.errors import LuthierError, RecipeError
+from luthier.models import adapters, quantized
+from luthier.models.attention import use_packed_attention
 from luthier.models.chat import ChatTemplate, load_tokenizer
-from luthier.models.targets import lora_targets, whole_modules
-from luthier.models.text_base import skeleton
+from luthier.models.text_base import weightless_base
+from luthier.models.tokens import add_text_tokens
 from luthier.recipe import Recipe
+from luthier.rundir import RunDir
 from luthier.runtime.devices import Devices
+from luthier.runtime.disk import check_room, most_checkpoints, planned_bytes
+from luthier.runtime.memory_estimate import fits
 from luthier.runtime.tracking import missing_trackers
+from luthier.stages.chat_cost import feed_load, memory_of, sample_feed
 from luthier.train.optim import check_optimizer
+
+SAMPLE = 1000
+"""Rows whose lengths tell the memory of a stage: the first of a shuffled table, and so a random sample of it."""
 
 
 @dataclass
@@ -49,45 +63,56 @@ class Problems:
         return [f"stage {', '.join(stages)}: {line}" for line, stages in self.lines.items()]
 
 
-def look_ahead(stages: Mapping[str, Recipe]) -> list[str]:
-    """What can be known of every stage before there are rows: trackers, optimizer, precision, tokenizer, modules."""
+def look_ahead(stages: Mapping[str, Recipe], folder: Path | None = None) -> list[str]:
+    """What can be known of stages before there are rows: trackers, optimizer, precision, tokenizer, modules, disk.
+
+    `folder` is where the checkpoints of all of them will lie; None: the disk is not asked.
+    """
     found = Problems.none()
+    trained: dict[str, int] = {}
     for name, recipe in stages.items():
         for line in missing_trackers(recipe.track.trackers):
             found.add(name, line)
         if recipe.task.kind != "chat":
             continue
-        devices = found.attempt(name, lambda recipe=recipe: Devices(recipe.model.dtype))  # type: ignore[misc]
-        found.attempt(name, lambda recipe=recipe: check_optimizer(recipe.train))  # type: ignore[misc]
-        found.attempt(name, lambda recipe=recipe: _template(recipe))  # type: ignore[misc]
-        if devices is not None:
-            found.attempt(name, lambda recipe=recipe, devices=devices: _modules(recipe, devices))  # type: ignore[misc]
+        devices = found.attempt(name, partial(Devices, recipe.model.dtype))
+        found.attempt(name, partial(check_optimizer, recipe.train))
+        tokenizer = found.attempt(name, partial(_tokenizer, recipe))
+        if devices is not None and tokenizer is not None:
+            trained[name] = found.attempt(name, partial(_trained_bytes, recipe, tokenizer, devices)) or 0
+    if folder is not None and trained:
+        found.attempt(", ".join(trained), partial(_room, stages, trained, folder))
     return found.all()
 
 
 def look_at_rows(stages: Mapping[str, Recipe], table: Path) -> list[str]:
-    """Stages that have no rows to train on, to validate on where the recipe wants that, or to be scored on."""
-    counts: dict[tuple[str, str], int] = {}
+    """Stages that have no rows to train on, to validate on where the recipe wants that, or to be scored on; and those
+    whose rows do not fit into memory."""
+    counts = Counter[tuple[str, str]]()
     for batch in iter_batches(table, ["split", "source"]):
-        for pair in zip(batch.column("split").to_pylist(), batch.column("source").to_pylist(), strict=True):
-            counts[pair] = counts.get(pair, 0) + 1
+        counts.update(zip(batch.column("split").to_pylist(), batch.column("source").to_pylist(), strict=True))
     found = Problems.none()
     for name, recipe in stages.items():
         if recipe.task.kind != "chat":
             continue
         data, train = recipe.data, recipe.train
-        if not any(counts.get(("train", source)) for source in data.train):
+        trains = any(counts["train", source] for source in data.train)
+        if not trains:
             found.add(name, "data.train: no row is left to train on (the ledger above says where they went)")
-        validates = any(counts.get(("validation", source)) for source in data.train)
+        validates = any(counts["validation", source] for source in data.train)
         for key, wanted in (
             ("select", train.select == "best"),
             ("early_stopping_patience", train.early_stopping_patience > 0),
+            ("validate_every", train.validate_every > 0),
         ):
             if wanted and not validates:
                 found.add(name, f"train.{key}: there is no validation row (raise data.validation_fraction)")
         for source in data.test:
-            if not counts.get(("test", source)):
+            if not counts["test", source]:
                 found.add(name, f"data.test: {source} has no row left to score on")
+        if trains:
+            for line in found.attempt(name, partial(_memory, name, recipe, table)) or []:
+                found.add(name, line)
     return found.all()
 
 
@@ -98,13 +123,50 @@ def refuse(where: str, problems: list[str]) -> None:
         raise RecipeError(where, problems)
 
 
-def _template(recipe: Recipe) -> None:
-    ChatTemplate.of(load_tokenizer(recipe.model.base, recipe.model.revision))
+def _tokenizer(recipe: Recipe) -> Any:
+    found = load_tokenizer(recipe.model.base, recipe.model.revision)
+    ChatTemplate.of(found)
+    return found
 
 
-def _modules(recipe: Recipe, devices: Devices) -> None:
-    """Whether the adapter finds its modules, and a quantised base what it needs."""
-    model, family = skeleton(recipe.model, devices.device)
-    if recipe.model.tuning == "lora":
-        targets = lora_targets(model, family, recipe.model.lora.target_modules)
-        whole_modules(model, recipe.model.modules_to_save, targets)
+def _trained_bytes(recipe: Recipe, tokenizer: Any, devices: Devices) -> int:
+    """Bytes of what is trained, in float32, from an adapter put on the base's shapes and told to pack as asked."""
+    model = recipe.model
+    base = weightless_base(model, tokenizer)
+    quantized.loading_options(model.quantization, base.model.config, devices.precision.dtype, devices.device)
+    kind = quantized.published(base.model.config) or model.quantization
+    if kind:  # as the library marks a base that it has loaded so
+        setattr(base.model, "is_loaded_in_8bit" if kind == "int8" else "is_loaded_in_4bit", True)
+    tuned = adapters.attach(base, model, add_text_tokens(base, model.added_tokens, recipe.seed), recipe.seed)
+    if recipe.train.packing:
+        use_packed_attention(adapters.bare(tuned))
+    return sum(4 * parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def _room(stages: Mapping[str, Recipe], trained: Mapping[str, int], folder: Path) -> None:
+    """Whether the checkpoints of all stages have room in a run's folder, which may hold some of them already."""
+    count = total = 0
+    for name, size in trained.items():
+        train = stages[name].train
+        there = len(list(RunDir(folder).stage(name).checkpoints.glob("step-*")))
+        missing = max(0, most_checkpoints(train.keep_checkpoints, train.select == "best") - there)
+        count += missing
+        total += missing * planned_bytes(size, train.optimizer)
+    if count:
+        check_room(folder, math.ceil(total / count), count)
+
+
+def _memory(name: str, recipe: Recipe, table: Path) -> list[str]:
+    """What a sample of a stage's rows says of the memory that it needs."""
+    devices, tokenizer = Devices(recipe.model.dtype), _tokenizer(recipe)
+    rows = (item for item in iter_rows(table, {"split": "train"}) if item.row.provenance.source in recipe.data.train)
+    feed = sample_feed(recipe, tokenizer, islice(rows, SAMPLE))
+    if feed is None:  # none of these can be learned from; whether any can is seen when all are encoded
+        return []
+    load = feed_load(feed, feed.steps_per_epoch)
+    try:
+        estimate = memory_of(recipe, tokenizer, feed, load, devices.precision)
+    except RuntimeError as error:  # an architecture that reads values on its way, which a walk without them has not
+        say(f"stage {name}: its memory is not foretold: {str(error).strip().splitlines()[0][:200]}")
+        return []
+    return fits(estimate, recipe, devices.device)

@@ -6,11 +6,14 @@ stage.json is written last of all.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import torch
 
 from luthier.console import say
 from luthier.data.table import read_table
@@ -43,21 +46,31 @@ class Work:
 def run_stage(run: RunDir, name: str, stages: Mapping[str, Recipe], options: StageOptions) -> str:
     """Run one stage, or go on with it; a finished stage is left alone. Returns the digest of its base's weights."""
     stage, recipe = run.stage(name), stages[name]
+    prepare_work = {"verdict": _verdict, "chat": _chat}[recipe.task.kind]
+    if options.verify:
+        _prove(run, name, stages, prepare_work)
     if stage.finished:
         say(f"stage {name}: finished before, left as it is")
         return str(read_json(stage.record)["base_sha256"])
     say(f"stage {name}")
     stage.path.mkdir(parents=True, exist_ok=True)
-    prepare_work = {"verdict": _verdict, "chat": _chat}[recipe.task.kind]
     work = prepare_work(run, name, stages)
-    if options.verify and not stage.adapter.exists():
-        prove_resume(work.fit, stage, recipe)
-        work = prepare_work(run, name, stages)  # the proof has trained the model further
     work.before()
     with _mirror(run, name, recipe, options.resume) as work.fit.mirror:
         trained = fit(work.fit, stage, recipe, resume=options.resume, resume_line=options.resume_line)
     work.judge(trained)
     return str(read_json(stage.record)["base_sha256"])
+
+
+def _prove(run: RunDir, name: str, stages: Mapping[str, Recipe], prepare_work: Callable[..., Work]) -> None:
+    """Prove a stage's checkpoints, where it has any; what that took of memory is given back."""
+    if stage_checkpoints(run.stage(name), stages[name]).newest() is None:
+        say(f"stage {name}: not proved, as it has no checkpoint yet")
+        return
+    prove_resume(prepare_work(run, name, stages).fit, run.stage(name), stages[name])
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _verdict(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
@@ -91,7 +104,7 @@ def _mirror(run: RunDir, name: str, recipe: Recipe, resume: bool) -> Iterator[Ca
     try:
         yield lambda record: trackers.log(record, record.step)
         status = "finished"
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
         raise
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,11 @@ def train(job: Job, resume: bool = False, *, start: Progress | None = None, unti
     done = start or (_restore(job) if resume else Progress())
     if done.step:
         job.devices.precision.load(done.scale)
-    return _Training(job, done, min(job.plan.steps, until or job.plan.steps)).run()
+    training = _Training(job, done, min(job.plan.steps, until or job.plan.steps))
+    training.run()
+    if job.settings.select == "best" and done.best_step and not until:
+        job.checkpoints.restore(done.best_step, job.learner, job.optimizer)
+    return done
 
 
 class _Training:
@@ -116,38 +120,40 @@ class _Training:
         self.tokens_shown = done.tokens
         self.begun = time.monotonic() - done.seconds
 
-    def run(self) -> Progress:
+    def run(self) -> None:
+        """All steps that are left; the state is saved after the last one."""
         job, done = self.job, self.done
         job.learner.train()
         with stop_requested() as stopping, training_bar(job.plan.steps, done.step) as self.bar:
             while done.step < self.last and not done.stopped:
                 steps = stream(job.feed, done.step + 1, self.last, done.halvings, job.settings.workers)
-                for group in steps:
-                    try:
-                        self._step(group)
-                    except torch.OutOfMemoryError as error:
-                        self._halve(error)
-                        break
-                    asked = job.devices.any(stopping())
-                    self._after_step(asked)
-                    if asked:
-                        raise Interrupted(
-                            f"stopped after step {done.step} of {job.plan.steps}; all of it is saved", job.resume_line
-                        )
-                    if done.stopped:
-                        break
-        if self.unread:
-            self._read()
-        self._save(must=True)
-        if job.settings.select == "best" and done.best_step:
-            job.checkpoints.restore(done.best_step, job.learner, job.optimizer)
-        return done
+                if not self._take(steps, stopping):
+                    self._halve()
+        self._save_all(must=True)
 
-    def _step(self, whole: Sequence[AnyBatch]) -> None:
-        """One optimizer step over its forward passes."""
+    def _take(self, steps: Iterable[Sequence[AnyBatch]], stopping: Callable[[], bool]) -> bool:
+        """Steps until there are no more, or none are wanted; False where memory ran out in one."""
+        job, done = self.job, self.done
+        for group in steps:
+            try:
+                loss_sum = self._gradients(group)
+            except torch.OutOfMemoryError:
+                return False  # the error holds on to what did not fit: it must be gone before the next try
+            self._step(group, loss_sum)
+            self._after_step()
+            if job.devices.any(stopping()):
+                self._save_all(must=True)
+                raise Interrupted(
+                    f"stopped after step {done.step} of {job.plan.steps}; all of it is saved", job.resume_line
+                )
+            if done.stopped:
+                break
+        return True
+
+    def _gradients(self, whole: Sequence[AnyBatch]) -> torch.Tensor:
+        """Add up the gradients of a step over its forward passes. Returns the loss's sum, () on the device."""
         job, step = self.job, self.done.step + 1
         torch.manual_seed((job.seed * 1_000_003 + step + (job.devices.rank << 48)) % 2**63)
-        set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings))
         weights = job.learner.step_weights(whole)
         device, precision = job.devices.device, job.devices.precision
         loss_sum = torch.zeros((), device=device)
@@ -160,41 +166,55 @@ class _Training:
             for p in self.parameters:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             job.devices.add_up([loss_sum, *(p.grad for p in self.parameters if p.grad is not None)])
+        return loss_sum
+
+    def _step(self, whole: Sequence[AnyBatch], loss_sum: torch.Tensor) -> None:
+        """One optimizer step on the gradients that are there."""
+        job, step = self.job, self.done.step + 1
         if step <= _EVERY_TENSOR_BY:
             self._note_gradients()
-        precision.unscale(job.optimizer)
+        set_rates(job.optimizer, schedule_factor(step, job.plan, job.settings))
+        job.devices.precision.unscale(job.optimizer)
         norm = clip(self.parameters, job.settings.max_grad_norm)
-        loss = self.guard.step(job.optimizer, loss_sum, norm, precision)
+        try:
+            loss = self.guard.step(job.optimizer, loss_sum, norm, job.devices.precision)
+        except torch.OutOfMemoryError as error:  # part of the weights may have moved: nothing can be tried again
+            raise LuthierError(
+                f"step {step}: memory ran out in the optimizer; go on from the last checkpoint with {job.resume_line}",
+                "close what else uses this memory, or begin anew with train.optimizer: adamw_8bit or a smaller "
+                "model.lora.r",
+            ) from error
         job.optimizer.zero_grad(set_to_none=True)
         ids = [name for batch in whole for name in batch.ids]
-        self.unread.append(_Step(step, ids, weights.main, loss, norm))
+        self.unread.append(_Step(step, ids, job.learner.step_weights(whole).main, loss, norm))
         self.done.step = step
         self.done.rows += len(ids)
         self.done.tokens += sum(batch.tokens for batch in whole)
 
-    def _after_step(self, stopping: bool) -> None:
+    def _after_step(self) -> None:
         """Validation, a line of metrics and a checkpoint, each when it is due."""
         job, done, settings = self.job, self.done, self.job.settings
         done.seconds = time.monotonic() - self.begun
         last = done.step == job.plan.steps
-        epoch_ends = done.step % job.feed.steps_per_epoch == 0 or last
+        epoch_ends = last or job.feed.ends_epoch(done.step)
         every = settings.validate_every
         validates = job.validate is not None and (done.step % every == 0 or last if every else epoch_ends)
         logs = done.step % settings.log_every == 0 or done.step == 1 or epoch_ends or validates
-        saves = job.checkpoints.due(done.step, time.monotonic()) or stopping
+        saves = job.checkpoints.due(done.step, time.monotonic())
         tokens, loss = done.tokens - self.tokens_shown, None
-        if logs or saves:
-            norm = self._read()
         if logs:
+            norm = self._read()
             loss = self._log(norm, self._validate() if validates else None)
-        if saves or done.best_step == done.step:
-            self._save(must=stopping)
+        if saves or (settings.select == "best" and done.best_step == done.step):
+            self._save_all()
         on_gpu = job.devices.device.type == "cuda"
         self.bar.step(loss, tokens, used_memory(job.devices.device) if on_gpu and logs else None)
         self.tokens_shown = done.tokens
 
     def _read(self) -> float:
         """Read the losses of the steps since the last look, in one transfer. Returns the last gradient norm."""
+        if not self.unread:
+            return 0.0
         values = torch.stack([torch.stack([one.loss, one.norm]).double() for one in self.unread]).tolist()
         for one, (loss, _) in zip(self.unread, values, strict=True):
             if loss != loss or loss in (float("inf"), float("-inf")):
@@ -206,7 +226,7 @@ class _Training:
             self.done.loss_weight += one.weight
         self.unread.clear()
         self._judge_gradients()
-        return float(values[-1][1]) if values else 0.0
+        return float(values[-1][1])
 
     def _validate(self) -> float | None:
         job, done = self.job, self.done
@@ -230,7 +250,7 @@ class _Training:
         factor = schedule_factor(done.step, job.plan, job.settings)
         record = StepRecord(
             step=done.step,
-            epoch=round(done.step / job.feed.steps_per_epoch, 4),
+            epoch=round(job.feed.epoch_at(done.step), 4),
             loss=done.loss_sum / done.loss_weight,
             learning_rate=job.settings.learning_rate * factor,
             grad_norm=norm if math.isfinite(norm) else None,  # float16's scaling leaves such a step out
@@ -245,7 +265,7 @@ class _Training:
         done.loss_sum = done.loss_weight = 0.0
         return record.loss
 
-    def _halve(self, error: torch.OutOfMemoryError) -> None:
+    def _halve(self) -> None:
         """Memory ran out in a forward or backward pass: half as much at a time, the same rows a step."""
         job, done = self.job, self.done
         job.optimizer.zero_grad(set_to_none=True)
@@ -255,7 +275,7 @@ class _Training:
                 if job.devices.world == 1
                 else f"step {done.step + 1}: memory ran out on one of {job.devices.world} processes",
                 "lower model.max_tokens or train.micro_batch_size, or set train.gradient_checkpointing: true",
-            ) from error
+            )
         done.halvings += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -294,7 +314,9 @@ class _Training:
             f"{self.done.step} steps, such as {self.done.silent[0]}"
         )
 
-    def _save(self, must: bool = False) -> None:
+    def _save_all(self, must: bool = False) -> None:
+        """Save what was done, which is read from the device before."""
+        self._read()
         job, done = self.job, self.done
         saved = False
         if job.devices.leads:

@@ -19,10 +19,10 @@ from luthier.recipe import Recipe
 from luthier.recipe_model import LoraSettings
 from luthier.runtime.devices import Devices
 from luthier.runtime.live_bytes import LiveBytes
+from luthier.runtime.memory_estimate import MemoryEstimate
 from luthier.runtime.precision import resolve_precision
 from luthier.stages.chat_cost import feed_load, memory_of
 from luthier.stages.chat_prepare import build_chat_model
-from luthier.train.memory_estimate import MemoryEstimate, Part, fits
 from luthier.train.optim import make_optimizer
 from support.children import ROOT, environment
 from support.memory_run import feed_of, recipe
@@ -197,29 +197,3 @@ def test_the_table_names_every_part_in_a_hundred_columns() -> None:
     for part in found.parts:
         assert any(line.startswith(part.name) for line in lines)
     assert found.total == sum(found.to_json().values()) - found.to_json()["total"]
-
-
-WIDE = MemoryEstimate((Part("base weights", 100), Part("activations", 900), Part("process", 50)), here_already=50)
-HEAVY = MemoryEstimate((Part("base weights", 900), Part("activations", 100)))
-TRAINED = MemoryEstimate((Part("trained weights", 300), Part("optimizer", 600), Part("activations", 100)))
-
-
-@pytest.mark.parametrize(
-    ("found", "keys", "named", "not_named"),
-    [
-        (WIDE, {}, ["gradient_checkpointing: true", "micro_batch_tokens", "max_tokens"], ["quantization"]),
-        (WIDE, {"gradient_checkpointing": True}, ["micro_batch_tokens"], ["gradient_checkpointing"]),
-        (HEAVY, {}, ["model.quantization: nf4", "model.dtype: bfloat16"], ["micro_batch"]),
-        (HEAVY, {"quantization": "nf4", "dtype": "bfloat16"}, ["model.base"], ["quantization", "dtype"]),
-        (TRAINED, {}, ["model.lora.r"], ["tuning: lora"]),
-        (TRAINED, {"tuning": "full"}, ["model.tuning: lora", "adamw_8bit"], ["quantization", "lora.r"]),
-    ],
-)
-def test_a_recipe_that_cannot_fit_is_told_which_keys_would_help(
-    found: MemoryEstimate, keys: dict[str, Any], named: list[str], not_named: list[str]
-) -> None:
-    made = recipe("toy:llama", 1, **keys)
-    (line,) = fits(found, made, CPU, free=600)
-    assert all(name in line for name in named)
-    assert not any(name in line for name in not_named)
-    assert fits(found, made, CPU, free=found.needed) == []

@@ -1,9 +1,11 @@
-"""What a chat training will need of memory, by part, before a weight is loaded; and whether that is there.
+"""What a chat training will need of memory, by part, before a weight is loaded.
 
 The estimate is one optimizer step of the recipe's own model, adapter, loss and optimizer, gone through without values
 (runtime/live_bytes.py). What that cannot see is added by formula: four- and eight-bit weights, and on a processor the
 process itself. It holds where freed memory is given back: on a processor with glibc after `return_freed_memory`. On a
-GPU it is what torch allocates, not what its cache reserves. Compiled layers need less than is said here.
+GPU it is what torch allocates, not what its cache reserves. Compiled layers need less than is said here. A base that is
+packed while it is loaded on a processor leaves pages of its file mapped, which the system drops when it needs room:
+they are not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.console import table
+from luthier.errors import RequestError
 from luthier.models import adapters, quantized
 from luthier.models.attention import use_packed_attention
 from luthier.models.chat_batches import ChatBatch
@@ -29,7 +31,8 @@ from luthier.models.tokens import add_text_tokens
 from luthier.recipe import Recipe
 from luthier.recipe_model import ModelConfig
 from luthier.runtime.live_bytes import LiveBytes, place_without_values, without_values
-from luthier.runtime.memory import free_memory, used_memory
+from luthier.runtime.memory import used_memory
+from luthier.runtime.memory_estimate import MemoryEstimate, Part
 from luthier.runtime.precision import Precision
 from luthier.train.optim import clip, make_optimizer
 
@@ -37,45 +40,6 @@ _SCRATCH = {"adamw_8bit": 5, "lion": 3}
 """Float32 copies of a tensor that bitsandbytes makes on a processor while it steps; on a GPU its kernels make none."""
 _KERNELS = {"cpu": 48 * 2**20, "cuda": 32 * 2**20}
 """What the libraries' own kernels take: code and scratch on a processor (24 to 70 MiB measured), cuBLAS's workspace."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A line of the estimate."""
-
-    name: str
-    bytes: int
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes at the moment when most are in use, by part."""
-
-    parts: tuple[Part, ...]
-    here_already: int = 0
-    """Of the total, what this process holds before anything is loaded."""
-
-    @property
-    def total(self) -> int:
-        return sum(part.bytes for part in self.parts)
-
-    @property
-    def needed(self) -> int:
-        """What must be free before anything is loaded."""
-        return self.total - self.here_already
-
-    def of(self, *names: str) -> int:
-        """The sum of some parts."""
-        return sum(part.bytes for part in self.parts if part.name in names)
-
-    def table(self) -> str:
-        """At most 100 columns wide."""
-        lines = [[part.name, _mib(part.bytes), part.note] for part in self.parts]
-        return table(["memory", "MiB", ""], [*lines, ["at the peak", _mib(self.total), ""]])
-
-    def to_json(self) -> dict[str, int]:
-        return {**{part.name: part.bytes for part in self.parts}, "total": self.total}
 
 
 def weightless_base(model: ModelConfig, tokenizer: Any) -> TextBase:
@@ -115,8 +79,11 @@ def estimate_memory(
     base.model.to(precision.dtype)
     base.added_tokens = add_text_tokens(base, recipe.model.added_tokens, recipe.seed)
     tuned = adapters.attach(base, replace(recipe.model, quantization=""), base.added_tokens, recipe.seed)
-    if recipe.train.packing:
+    try:
         use_packed_attention(adapters.bare(tuned))
+    except RequestError:
+        if recipe.train.packing:
+            raise
     if recipe.train.gradient_checkpointing:
         adapters.checkpoint_activations(base.model)
     with without_values() as live:
@@ -128,25 +95,17 @@ def estimate_memory(
         _step(learner, recipe, precision, batch.to(device), passes > 1, live, held)
     packed, unpacked = _packed(learner, kind) if kind else (0, 0)
     already = used_memory(device) if device.type == "cpu" else 0
-    names = {"": str(precision.dtype).removeprefix("torch.")}
-    return MemoryEstimate(
-        tuple(
-            part
-            for part in (
-                Part(
-                    "base weights", held.frozen - packed, names.get(kind, f"{kind}, head and embeddings as published")
-                ),
-                Part("trained weights", _size(held.trained), f"{sum(p.numel() for p in held.trained):,}, float32"),
-                Part("optimizer", held.optimizer, recipe.train.optimizer),
-                Part("gradients", held.gradients, "float32" if passes > 1 else "those there at the peak"),
-                Part("activations", held.activations, f"{batch.tokens:,} tokens in the largest of the forward passes"),
-                Part("buffers", held.buffers + unpacked, "logits by the chunk, a layer computed again or unpacked"),
-                Part("process", already + _KERNELS.get(device.type, 0), "the interpreter and its libraries"),
-            )
-            if part.bytes
-        ),
-        already,
+    dtype = f"{kind}, head and embeddings as published" if kind else str(precision.dtype).removeprefix("torch.")
+    parts = (
+        Part("base weights", held.frozen - packed, dtype),
+        Part("trained weights", _size(held.trained), f"{sum(p.numel() for p in held.trained):,}, float32"),
+        Part("optimizer", held.optimizer, recipe.train.optimizer),
+        Part("gradients", held.gradients, "float32" if passes > 1 else "those there at the peak"),
+        Part("activations", held.activations, f"{batch.tokens:,} tokens in the largest of the forward passes"),
+        Part("buffers", held.buffers + unpacked, "logits by the chunk, a layer computed again or unpacked"),
+        Part("process", already + _KERNELS.get(device.type, 0), "the interpreter and its libraries"),
     )
+    return MemoryEstimate(tuple(part for part in parts if part.bytes), already)
 
 
 @dataclass
@@ -256,43 +215,6 @@ def _packed(learner: ChatModel, kind: str) -> tuple[int, int]:
     return lost, max((_size([weight]) for weight in layers), default=0)
 
 
-def fits(estimate: MemoryEstimate, recipe: Recipe, device: torch.device, free: int | None = None) -> list[str]:
-    """Nothing where it fits, else one line of what is missing, with the keys to change, the most telling first.
-
-    `free` are the bytes that can be had; None asks the device.
-    """
-    room = free_memory(device) if free is None else free
-    if estimate.needed <= room:
-        return []
-    model, train = recipe.model, recipe.train
-    passing = estimate.of("activations", "buffers")
-    ways = []
-    if estimate.needed - passing < room:
-        if not train.gradient_checkpointing and estimate.of("activations"):
-            ways.append("train.gradient_checkpointing: true")
-        ways.append("a lower train.micro_batch_tokens" if train.micro_batch_tokens else "train.micro_batch_tokens")
-        ways.append("a lower train.micro_batch_size or model.max_tokens")
-    else:
-        if model.tuning == "full":
-            ways.append("model.tuning: lora")
-        elif not model.quantization:
-            ways.append("model.quantization: nf4")
-        if model.dtype == "float32":
-            ways.append("model.dtype: bfloat16")
-        if estimate.of("optimizer", "gradients", "trained weights") > estimate.of("base weights") and model.lora.r > 1:
-            ways.append("a lower model.lora.r" if model.tuning == "lora" else "train.optimizer: adamw_8bit")
-        ways.append("a smaller model.base")
-    place = "the GPU has" if device.type == "cuda" else "this machine has"
-    return [
-        f"memory: {_mib(estimate.needed)} MiB are needed, and {place} {_mib(room)} MiB free\n"
-        f"  mend: set {', or '.join(ways)}"
-    ]
-
-
 def _size(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f}"
