@@ -15,7 +15,7 @@ from luthier.data.building.build import Built, build
 from luthier.data.building.stagecache import default_cache
 from luthier.data.readers import open_source
 from luthier.data.table import iter_rows
-from luthier.errors import LuthierError, SourceError
+from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 from luthier.recipefile import stage_recipes
 from luthier.stages.sources import table_request
@@ -37,6 +37,8 @@ MENDS = {
 
 def check_chat(recipe: Recipe, found: Checked) -> None:
     """Sources, licences, ledger, splits, mixture, steps, and what the chat template makes of the rows."""
+    from luthier.stages.preflight import look_ahead, look_at_splits
+
     stages = stage_recipes(recipe)
     try:
         request = table_request(stages)
@@ -49,8 +51,11 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
         except LuthierError as error:
             found.problems.append(f"data.sources.{source.name}: {error}")
     stage = next(iter(stages.values()))
-    tokenizer = _tokenizer(stage, found)
-    if found.problems:
+    tokenizer = _tokenizer(stage)
+    whole = tokenizer is not None and not found.problems
+    ahead = look_ahead(stages)
+    found.problems += ahead
+    if not whole:
         return
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
         try:
@@ -68,17 +73,18 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
                 f"{plan.warmup_steps} of warm-up)"
             )
         _template(stage, tokenizer, built, found)
-        for name, one in stages.items():
-            _cost(name, one, tokenizer, built, found)
+        found.problems += look_at_splits(stages, built.folder)
+        for name, one in ({} if ahead else stages).items():
+            _cost(name, one, _tokenizer(one), built, found)
 
 
-def _tokenizer(stage: Recipe, found: Checked) -> Any:
+def _tokenizer(stage: Recipe) -> Any:
+    """None where there is none: `look_ahead` says why."""
     from luthier.models.chat import load_tokenizer
 
     try:
         return load_tokenizer(stage.model.base, stage.model.revision)
-    except LuthierError as error:
-        found.problems.append(str(error))
+    except LuthierError:
         return None
 
 
@@ -142,8 +148,8 @@ def _cost(name: str, stage: Recipe, tokenizer: Any, built: Built, found: Checked
     try:
         devices = Devices(stage.model.dtype)
         memory = memory_of(stage, tokenizer, feed, load, devices.precision)
-    except SourceError as error:
-        found.sections.append(f"stage {name}: its memory is not known before the base is here\n  {error.message}")
+    except RuntimeError as error:  # an architecture that reads values on its way, which a walk without them has not
+        found.sections.append(f"stage {name}: its memory is not foretold: {str(error).strip().splitlines()[0][:200]}")
         return
     except LuthierError as error:
         found.problems.append(f"stage {name}: {error}")

@@ -117,7 +117,7 @@ def _run(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) ->
             raise Interrupted("interrupted; what was done is kept", options.resume_line) from error
         except Exception as error:
             rundir.update_manifest(status="interrupted" if isinstance(error, Interrupted) else "failed")
-            if isinstance(error, RequestError) and not options.resume and not rundir.began:
+            if isinstance(error, RecipeError) and not options.resume and not rundir.began:
                 rundir.clear()  # nothing was trained, and the mended recipe may want the same folder
             raise
         rundir.update_manifest(status="finished", finished=_now())

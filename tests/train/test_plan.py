@@ -52,3 +52,8 @@ def test_padding_makes_another_pass_the_largest() -> None:
     assert load_of(steps, LENGTHS, TARGETS, packed=True).largest == (3, 4)
     padded = load_of(steps, LENGTHS, TARGETS, packed=False)
     assert (padded.largest, padded.largest_tokens, padded.tokens) == ((2, 4, 4), 40, 85)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.07, 7), (1.1, 110), (0.29, 29), (3, 300), (0.001, 1)])
+def test_parts_of_an_epoch_are_not_rounded_up_by_the_machine(epochs, steps):
+    assert make_plan(100, TrainConfig(batch_size=1, epochs=epochs)).steps == steps

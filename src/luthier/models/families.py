@@ -147,5 +147,5 @@ def parameters_digest(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",))
     for name, value in sorted(model.state_dict().items()):
         if name.startswith(prefixes):
             digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

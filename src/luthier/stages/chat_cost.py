@@ -11,12 +11,13 @@ from luthier.data.building.rows import TableRow
 from luthier.models.chat import ChatTemplate
 from luthier.models.chat_batches import ChatFeed, Layout, collate
 from luthier.models.lessons import Encoder, Encoding, Lessons
+from luthier.models.text_base import weightless_base
 from luthier.recipe import Recipe
 from luthier.runtime.devices import Devices
 from luthier.runtime.memory_estimate import MemoryEstimate
 from luthier.runtime.precision import Precision
 from luthier.stages.chat_prepare import build_chat_model
-from luthier.train.memory_walk import estimate_memory, weightless_base
+from luthier.train.memory_walk import estimate_memory
 from luthier.train.optim import clip, make_optimizer
 from luthier.train.plan import Load, load_of
 from luthier.train.probe import TimeEstimate, probe, time_estimate

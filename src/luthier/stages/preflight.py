@@ -86,8 +86,12 @@ def look_ahead(stages: Mapping[str, Recipe], folder: Path | None = None) -> list
 
 
 def look_at_rows(stages: Mapping[str, Recipe], table: Path) -> list[str]:
-    """Stages that have no rows to train on, to validate on where the recipe wants that, or to be scored on; and those
-    whose rows do not fit into memory."""
+    """What a built table tells: splits without rows, and stages that do not fit into memory."""
+    return [*look_at_splits(stages, table), *_look_at_memory(stages, table)]
+
+
+def look_at_splits(stages: Mapping[str, Recipe], table: Path) -> list[str]:
+    """Stages that have no rows to train on, to validate on where the recipe wants that, or to be scored on."""
     counts = Counter[tuple[str, str]]()
     for batch in iter_batches(table, ["split", "source"]):
         counts.update(zip(batch.column("split").to_pylist(), batch.column("source").to_pylist(), strict=True))
@@ -96,8 +100,7 @@ def look_at_rows(stages: Mapping[str, Recipe], table: Path) -> list[str]:
         if recipe.task.kind != "chat":
             continue
         data, train = recipe.data, recipe.train
-        trains = any(counts["train", source] for source in data.train)
-        if not trains:
+        if not any(counts["train", source] for source in data.train):
             found.add(name, "data.train: no row is left to train on (the ledger above says where they went)")
         validates = any(counts["validation", source] for source in data.train)
         for key, wanted in (
@@ -110,7 +113,13 @@ def look_at_rows(stages: Mapping[str, Recipe], table: Path) -> list[str]:
         for source in data.test:
             if not counts["test", source]:
                 found.add(name, f"data.test: {source} has no row left to score on")
-        if trains:
+    return found.all()
+
+
+def _look_at_memory(stages: Mapping[str, Recipe], table: Path) -> list[str]:
+    found = Problems.none()
+    for name, recipe in stages.items():
+        if recipe.task.kind == "chat":
             for line in found.attempt(name, partial(_memory, name, recipe, table)) or []:
                 found.add(name, line)
     return found.all()

@@ -10,7 +10,6 @@ they are not counted.
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,12 +23,9 @@ from luthier.models import adapters, quantized
 from luthier.models.attention import use_packed_attention
 from luthier.models.chat_batches import ChatBatch
 from luthier.models.chat_model import ChatModel
-from luthier.models.families import text_family_of
-from luthier.models.load import read_config
 from luthier.models.text_base import TextBase
 from luthier.models.tokens import add_text_tokens
 from luthier.recipe import Recipe
-from luthier.recipe_model import ModelConfig
 from luthier.runtime.live_bytes import LiveBytes, place_without_values, without_values
 from luthier.runtime.memory import used_memory
 from luthier.runtime.memory_estimate import MemoryEstimate, Part
@@ -42,32 +38,10 @@ _KERNELS = {"cpu": 48 * 2**20, "cuda": 32 * 2**20}
 """What the libraries' own kernels take: code and scratch on a processor (24 to 70 MiB measured), cuBLAS's workspace."""
 
 
-def weightless_base(model: ModelConfig, tokenizer: Any) -> TextBase:
-    """The base's shapes on torch's meta device: of a toy, a folder or the hub, from its configuration alone.
-
-    Raises SourceError and RequestError as loading it would.
-    """
-    from transformers import AutoModelForCausalLM
-
-    if model.base.startswith("toy:"):
-        from luthier.models.toys import build_toy
-
-        toy = build_toy(model.base)[0]
-        with torch.device("meta"):
-            made = type(toy)(toy.config)
-    else:
-        settings = read_config(model.base, model.revision or None)
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(settings)
-    made.requires_grad_(False)
-    # add_text_tokens writes into the tokenizer, and whoever called may still render with it.
-    return TextBase(made, copy.deepcopy(tokenizer), "", model.base, model.revision, text_family_of(made), "")
-
-
 def estimate_memory(
     base: TextBase, recipe: Recipe, precision: Precision, batch: ChatBatch, passes: int
 ) -> MemoryEstimate:
-    """The memory of a training, from a base of `weightless_base`, which is used up.
+    """The memory of a training, from a base of `text_base.weightless_base`, which is used up.
 
     `batch` is its largest forward pass, `passes` how many a step has: from the second on, gradients are there in the
     forward pass. Raises RequestError where adapter or optimizer cannot be made, as the training would.
