@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from luthier.errors import RecipeError, RequestError
+from luthier.errors import Interrupted, RecipeError, RequestError
 from luthier.recipefile import load_recipe, stage_recipes
 from luthier.rundir import RunDir
 from luthier.stages.preflight import look_ahead, look_at_rows
@@ -262,6 +262,19 @@ def test_resume_of_what_is_no_run_is_refused(recipe, tmp_path):
     with pytest.raises(RequestError, match="not a run") as caught:
         verbs.run(recipe, tmp_path / "run", resume=True)
     assert "leave out --resume" in caught.value.mend
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_before_there_is_a_run_gives_the_line_that_begins_it(recipe, tmp_path, monkeypatch):
+    from luthier import verbs
+
+    def stop(*_words: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luthier.stages.preflight.look_ahead", stop)
+    with pytest.raises(Interrupted) as caught:
+        verbs.run(recipe, tmp_path / "run")
+    assert "--resume" not in caught.value.mend
     assert not (tmp_path / "run").exists()
 
 

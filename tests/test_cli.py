@@ -171,9 +171,7 @@ def test_a_wrong_request_ends_with_2_says_what_to_do_and_changes_nothing(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["sing"], ["run"], ["score", "p", "--event", "jury"], ["predict"]], ids=" ".join
-)
+@pytest.mark.parametrize("words", [[], ["sing"], ["run"], ["score", "p", "--event", "jury"], ["predict"]], ids=" ".join)
 def test_words_that_are_no_command_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from luthier.console import say
 from luthier.errors import RequestError
 from luthier.models.text_base import TextBase
 from luthier.recipe_model import LearnedTokens
@@ -85,10 +84,6 @@ def add_text_tokens(base: TextBase, names: list[str], seed: int) -> dict[str, in
         with torch.random.fork_rng(devices=[]):
             base.model.resize_token_embeddings(rows, mean_resizing=False)
         base.grown = range(before, rows)
-        say(
-            f"model.added_tokens: the vocabulary grows from {before} to {rows} rows, which are all saved with the "
-            f"adapter; elsewhere, call resize_token_embeddings({rows}) on the base before loading it"
-        )
     base.added_tokens = ids
     fresh = sorted({*(index for name, index in ids.items() if name not in known), *base.grown})
     filled = min(before, max(known.values()) + 1)

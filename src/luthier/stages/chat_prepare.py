@@ -112,6 +112,11 @@ def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextB
     settings = replace(recipe.model, dtype=dtype)
     base = load_text_base(settings, devices.device)
     tokens = add_text_tokens(base, recipe.model.added_tokens, seed)
+    if base.grown:
+        say(
+            f"model.added_tokens: the vocabulary grows from {base.grown.start} to {base.grown.stop} rows, which are all "
+            f"saved with the adapter; elsewhere, call resize_token_embeddings({base.grown.stop}) on the base first"
+        )
     tuned = adapters.attach(base, settings, tokens, seed)
     try:
         use_packed_attention(adapters.bare(tuned))

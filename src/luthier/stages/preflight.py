@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -166,7 +166,20 @@ def _room(stages: Mapping[str, Recipe], trained: Mapping[str, int], folder: Path
 
 
 def _memory(name: str, recipe: Recipe, table: Path) -> list[str]:
-    """What a sample of a stage's rows says of the memory that it needs."""
+    """What a sample of a stage's rows says of the memory that it needs; on a GPU a run halves its passes to fit."""
+    lines = _too_large(name, recipe, table)
+    on_gpu = (
+        Devices(recipe.model.dtype).device.type == "cuda"
+    )  # elsewhere the system ends a process that takes too much
+    if not lines or not on_gpu or recipe.train.micro_batch_size == 1:
+        return lines
+    smallest = _too_large(name, replace(recipe, train=replace(recipe.train, micro_batch_size=1)), table)
+    if not smallest:
+        say(f"stage {name}: {lines[0]}; forward passes will be halved until they fit")
+    return smallest
+
+
+def _too_large(name: str, recipe: Recipe, table: Path) -> list[str]:
     devices, tokenizer = Devices(recipe.model.dtype), _tokenizer(recipe)
     rows = (item for item in iter_rows(table, {"split": "train"}) if item.row.provenance.source in recipe.data.train)
     feed = sample_feed(recipe, tokenizer, islice(rows, SAMPLE))

@@ -332,4 +332,7 @@ def _restore(job: Job) -> Progress:
         step = job.checkpoints.newest()
         if job.devices.leads:
             truncate_metrics(job.metrics, step or 0)
-    return Progress(**job.checkpoints.restore(step, job.learner, job.optimizer)) if step else Progress()
+    done = Progress(**job.checkpoints.restore(step, job.learner, job.optimizer)) if step else Progress()
+    if done.best_loss is None:  # what the run had stopped for is lost
+        done.stopped = False
+    return done

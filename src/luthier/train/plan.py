@@ -24,7 +24,9 @@ class Plan:
 def make_plan(rows: int, train: TrainConfig) -> Plan:
     """`max_steps` wins over `epochs`; a part of an epoch is rounded up to whole steps."""
     per_epoch = math.ceil(rows / train.batch_size)
-    steps = train.max_steps or math.ceil(Fraction(repr(float(train.epochs))) * per_epoch)  # 0.07 of 100 steps is 7, and not 8
+    steps = train.max_steps or math.ceil(
+        Fraction(repr(float(train.epochs))) * per_epoch
+    )  # 0.07 of 100 steps is 7, and not 8
     warmup = train.warmup_steps or round(train.warmup_ratio * steps)
     return Plan(rows, per_epoch, steps, math.ceil(steps / per_epoch), min(warmup, steps))
 
