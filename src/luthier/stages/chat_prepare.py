@@ -114,7 +114,7 @@ def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextB
     tokens = add_text_tokens(base, recipe.model.added_tokens, seed)
     if base.grown:
         say(
-            f"model.added_tokens: the vocabulary grows from {base.grown.start} to {base.grown.stop} rows, which are all "
+            f"model.added_tokens: the vocabulary grows from {base.grown.start} to {base.grown.stop} rows, all of them "
             f"saved with the adapter; elsewhere, call resize_token_embeddings({base.grown.stop}) on the base first"
         )
     tuned = adapters.attach(base, settings, tokens, seed)
