@@ -143,7 +143,7 @@ def test_added_tokens_take_spare_rows_and_every_other_row_stays(text_base):
 
 @pytest.mark.parametrize("untied", [False, True])
 @pytest.mark.parametrize("count", [129, 130, 200])
-def test_29_a_matrix_grows_to_whole_blocks_never_shrinks_and_keeps_its_rows(tmp_path, capsys, untied, count):
+def test_29_a_matrix_grows_to_whole_blocks_never_shrinks_and_keeps_its_rows(tmp_path, untied, count):
     base = load_text_base(ModelConfig(base=str(write_base(tmp_path, tied=not untied))))
     parts = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     before = [part.weight.detach().clone() for part in parts]
@@ -152,7 +152,6 @@ def test_29_a_matrix_grows_to_whole_blocks_never_shrinks_and_keeps_its_rows(tmp_
     assert sorted(ids.values()) == list(range(640, 640 + count))
     assert base.grown == range(768, rows)
     assert base.model.config.vocab_size == rows
-    assert f"resize_token_embeddings({rows})" in capsys.readouterr().err
     for part, old in zip((base.model.get_input_embeddings(), base.model.get_output_embeddings()), before, strict=True):
         assert part.weight.shape[0] == rows
         assert torch.equal(part.weight[:640], old[:640])

@@ -130,7 +130,11 @@ def make_job(folder: Path, made: Recipe, rows: int = 24, poison: int | None = No
         feed=feed,
         devices=Devices(made.model.dtype),
         checkpoints=Checkpoints(
-            folder / "checkpoints", made.model.base, made.train.keep_checkpoints, made.train.save_every
+            folder / "checkpoints",
+            made.model.base,
+            made.train.keep_checkpoints,
+            made.train.save_every,
+            keep_best=made.train.select == "best",
         ),
         metrics=folder / "metrics.jsonl",
     )
