@@ -199,7 +199,7 @@ def test_a_source_path_given_on_the_command_line_stands_beside_the_hub_id(write:
         ("train.epochs.deep=3", "--set train.epochs.deep: epochs is not a mapping"),
         ("train.epochs=soon", "train.epochs: 'soon' is not of type float"),
         ("train=3", "train: a mapping of keys is expected, not 3"),
-        ("data.sources.form-1764-trian.path=x", "data.sources.form-1764-trian: no train or test list names it"),
+        ("data.sources.form-1764-trian.path=x", "data.sources.form-1764-trian: no train or test list names it, nor an"),
         ("seed=[", "seed: '[' is not a whole number"),
     ],
 )

@@ -24,7 +24,7 @@ from luthier.train.plan import make_plan
 def check(recipe: Recipe) -> Checked:
     """Check sources, targets, splits, steps and the base of every stage. Nothing is written or downloaded whole."""
     found = Checked()
-    if recipe.task.kind == "chat":
+    if recipe.task.of_text:
         check_chat(recipe, found)
         return found
     stages = stage_recipes(recipe)

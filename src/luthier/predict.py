@@ -37,7 +37,7 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
             f"{run.path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
             "let the run finish, or name another --stage",
         )
-    work = answers if stages[name].task.kind == "chat" else _verdicts
+    work = answers if stages[name].task.of_text else _verdicts
     return work(run.stage(name), stages[name], inputs, question)
 
 

@@ -11,22 +11,26 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from luthier.recipe_data import DataConfig, data_problems
+from luthier.recipe_exam import ExamSettings, exam_problems
 from luthier.recipe_model import ModelConfig, model_problems
 from luthier.recipe_train import TrainConfig, train_problems
 
 EVENTS = ("panel", "rater", "latent")
 READOUTS = ("tokens", "head", "ordinal")
-KINDS = ("verdict", "chat")
+KINDS = ("verdict", "chat", "exam")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+_OF_VERDICTS = (
+    "model.builtin_adapter model.train_encoder model.train_projector model.learned_tokens learned_tokens "
+    "task.instruction task.answers task.scale task.event task.target task.readout task.mass_weight "
+    "task.ranking_weight evaluate.deafness_test"
+).split()
 _UNREAD = {
-    "chat": (
-        "model.builtin_adapter model.train_encoder model.train_projector model.learned_tokens learned_tokens "
-        "task.instruction task.answers task.scale task.event task.target task.readout task.mass_weight "
-        "task.ranking_weight evaluate.deafness_test"
-    ).split(),
+    "chat": _OF_VERDICTS,
+    "exam": _OF_VERDICTS,
     "verdict": (
         "model.quantization model.added_tokens train.micro_batch_tokens train.truncation train.label_smoothing "
-        "train.torch_compile evaluate.validation_rows evaluate.samples evaluate.sample_tokens"
+        "train.torch_compile evaluate.validation_rows evaluate.samples evaluate.sample_tokens evaluate.exams "
+        "evaluate.examine evaluate.examine_every evaluate.choose_by"
     ).split(),
 }
 """Keys that a task does not read, with all that is below them."""
@@ -70,7 +74,8 @@ class TaskConfig:
     """What is asked of the model."""
 
     kind: str = "verdict"
-    """verdict: graded recordings, pass or fail with its probability. chat: answers in conversations."""
+    """verdict: graded recordings, pass or fail with its probability. chat: answers in conversations. exam: trained as
+    chats are, and judged by the exams of evaluate.exams."""
     instruction: str = "Listen to the answer to the question below. Does it pass? Answer 1 for pass, 0 for fail."
     """Stands before the question in every prompt."""
     answers: dict[str, str] = field(default_factory=lambda: {"pass": "1", "fail": "0"})
@@ -85,6 +90,11 @@ class TaskConfig:
     """Weight of the term that keeps the two answers likely among all tokens (tokens read-out)."""
     ranking_weight: float = 0.0
     """Weight of the pairwise ranking term on pairs across the pass mark (Burges et al. 2005)."""
+
+    @property
+    def of_text(self) -> bool:
+        """Whether rows are texts and chats: those of every task but verdicts."""
+        return self.kind in ("chat", "exam")
 
 
 @dataclass
@@ -102,6 +112,15 @@ class EvaluateConfig:
     """Chat: the longest of these answers, in tokens."""
     deafness_test: bool = True
     """Score the test rows once more with recordings swapped between speakers."""
+    exams: dict[str, ExamSettings] = field(default_factory=dict)
+    """Chat and exam: the exams that checkpoints sit, each named after its source in data.sources."""
+    examine: str = "after"
+    """When: during training, at each checkpoint, or after it."""
+    examine_every: int = 1
+    """Examine every so many checkpoints, and always the last."""
+    choose_by: str = ""
+    """The exam that train.select: exam and early stopping go by; its scores flatter the checkpoint that they choose,
+    the others' do not."""
 
 
 @dataclass
@@ -152,6 +171,7 @@ class Recipe:
             *_unread_problems(self),
             *train_problems(self.train),
             *_run_problems(self),
+            *_examination_problems(self),
         ]
 
 
@@ -192,7 +212,7 @@ def _unread_problems(recipe: Recipe) -> list[str]:
     """Keys that are set and that the task would leave unread without a word."""
     kind, default = recipe.task.kind, Recipe()
     # The rows of a chat's added tokens are trained at the rate of learned tokens.
-    read = {"model.learned_tokens.learning_rate"} if kind == "chat" and recipe.model.added_tokens else set()
+    read = {"model.learned_tokens.learning_rate"} if recipe.task.of_text and recipe.model.added_tokens else set()
     leaves = [leaf for key in _UNREAD.get(kind, ()) for leaf in _leaves(_value(recipe, key), _value(default, key), key)]
     return [
         f"{key}: means nothing for task.kind: {kind} (leave it out)"
@@ -206,7 +226,7 @@ def _task_problems(recipe: Recipe) -> list[str]:
     scale = task.scale
     if task.kind not in KINDS:
         found.append(f"task.kind: {task.kind!r} does not run yet ({' and '.join(KINDS)} do)")
-    if task.kind == "chat":
+    if task.of_text:
         return found
     if task.event not in EVENTS:
         found.append(f"task.event: {task.event!r} is not one of {', '.join(EVENTS)}")
@@ -227,7 +247,7 @@ def _run_problems(recipe: Recipe) -> list[str]:
     train, found = recipe.train, []
     if train.select == "best" and recipe.data.validation_fraction == 0:
         found.append("train.select: best needs data.validation_fraction above 0")
-    if train.early_stopping_patience and recipe.data.validation_fraction == 0:
+    if train.early_stopping_patience and recipe.data.validation_fraction == 0 and train.select != "exam":
         found.append("train.early_stopping_patience: needs data.validation_fraction above 0")
     if train.validate_every and recipe.data.validation_fraction == 0:
         found.append("train.validate_every: needs data.validation_fraction above 0 (or leave it out)")
@@ -249,4 +269,35 @@ def _run_problems(recipe: Recipe) -> list[str]:
             found.append(f"track.trackers: {tracker!r} is not one of {', '.join(TRACKERS)}")
     if recipe.publish.push:
         found.append("publish.push: publishing does not run yet (set it to false; a stage's adapter/ can be uploaded)")
+    return found
+
+
+def _examination_problems(recipe: Recipe) -> list[str]:
+    """What is wrong with the exams, and with what is chosen by them."""
+    evaluate, train, data, found = recipe.evaluate, recipe.train, recipe.data, []
+    chooses = train.select == "exam"
+    if evaluate.examine not in ("during", "after"):
+        found.append(f"evaluate.examine: {evaluate.examine!r} is not during or after")
+    if evaluate.examine_every < 1:
+        found.append("evaluate.examine_every: must be at least 1")
+    if not evaluate.exams:
+        if recipe.task.kind == "exam" or chooses:
+            why = "task.kind: exam" if recipe.task.kind == "exam" else "train.select: exam"
+            found.append(f"evaluate.exams: {why} needs one (NAME: {{}}, with its file in data.sources.NAME)")
+        return found
+    for name, exam in evaluate.exams.items():
+        found += exam_problems(f"evaluate.exams.{name}", exam)
+        for key, source in (("", name), (".pool", exam.pool)):
+            if source and source not in data.sources:
+                found.append(f"evaluate.exams.{name}{key}: {source!r} is not in data.sources (say there where it is)")
+        if name in (*data.train, *data.test, exam.pool):
+            found.append(f"evaluate.exams.{name}: is a source of rows too (an exam is for nothing else)")
+    if evaluate.choose_by and evaluate.choose_by not in evaluate.exams:
+        found.append(f"evaluate.choose_by: {evaluate.choose_by!r} is not one of {', '.join(evaluate.exams)}")
+    if chooses and not evaluate.choose_by:
+        found.append(f"evaluate.choose_by: train.select: exam needs it (one of {', '.join(evaluate.exams)})")
+    if train.keep_checkpoints and (chooses or evaluate.examine == "after"):
+        found.append("train.keep_checkpoints: 0 (all), or there is nothing left to examine after training")
+    if chooses and train.early_stopping_patience and evaluate.examine != "during":
+        found.append("evaluate.examine: early stopping by an exam needs during")
     return found

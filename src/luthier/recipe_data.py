@@ -67,6 +67,9 @@ class Source:
     """Where a table's names differ from the format's: `{prompt: question, completion: reply, group: page}`."""
     sample_by: str = "line"
     """For text files: line, paragraph or document makes a row."""
+    passage_words: int = 0
+    """Texts (rows that answer nothing) of more words are cut into passages of at most so many, at the ends of
+    paragraphs or else sentences, each a row, all of one group; 0: texts stay whole."""
     streaming: bool = False
     """Read a hub table row by row as it arrives, through `datasets`, in place of fetching its files first."""
     license: str = ""
@@ -209,7 +212,7 @@ def _source_problems(where: str, source: Source) -> list[str]:
         found.append(f"{where}.format: {source.format!r} is not one of {', '.join(FORMATS)}")
     if source.sample_by not in ("line", "paragraph", "document"):
         found.append(f"{where}.sample_by: {source.sample_by!r} is not line, paragraph or document")
-    for name in ("limit", "cap", "weight"):
+    for name in ("limit", "cap", "weight", "passage_words"):
         if getattr(source, name) < 0:
             found.append(f"{where}.{name}: must not be below 0")
     if source.epochs <= 0:

@@ -58,15 +58,17 @@ class TrainConfig:
     save_minutes: float = 0.0
     """Also save when so many minutes have gone since the last checkpoint; 0: never."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay (at least 2, the best one beside them)."""
+    """How many of the newest checkpoints stay (at least 2, the best one beside them); 0: all of them."""
     workers: int = 0
     """Processes that prepare batches."""
     validate_every: int = 0
     """Steps between looks at the validation loss; 0: at the end of every epoch."""
     early_stopping_patience: int = 0
-    """Stop after so many looks at the validation loss without a new lowest one; 0: never."""
+    """Stop after so many looks at the validation loss without a new lowest one; 0: never. With select: exam the
+    looks are examined checkpoints, and their log loss counts."""
     select: str = "last"
-    """last, or best: the look with the lowest validation loss becomes the final adapter."""
+    """What becomes the final adapter: last; best, the look with the lowest validation loss; or exam, the earliest
+    checkpoint that cannot be told from the best one in evaluate.choose_by."""
     gradient_checkpointing: bool = False
     """Keep no activations inside layers and compute them again: less memory, about a third more time."""
     torch_compile: bool = False
@@ -84,10 +86,10 @@ def train_problems(train: TrainConfig) -> list[str]:
     for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("truncation", TRUNCATIONS)):
         if getattr(train, name) not in known:
             found.append(f"train.{name}: {getattr(train, name)!r} is not one of {', '.join(known)}")
-    if train.select not in ("last", "best"):
-        found.append(f"train.select: {train.select!r} is not last or best")
-    if train.keep_checkpoints < 2:
-        found.append("train.keep_checkpoints: at least 2, or a kill while saving leaves none")
+    if train.select not in ("last", "best", "exam"):
+        found.append(f"train.select: {train.select!r} is not last, best or exam")
+    if train.keep_checkpoints < 0 or train.keep_checkpoints == 1:
+        found.append("train.keep_checkpoints: at least 2, or a kill while saving leaves none (0 keeps all)")
     for name in (
         "max_steps warmup_steps weight_decay max_grad_norm workers micro_batch_tokens loraplus_ratio save_minutes "
         "validate_every early_stopping_patience"

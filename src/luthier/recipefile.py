@@ -19,7 +19,6 @@ import yaml
 from luthier.errors import RecipeError, RequestError
 from luthier.files import json_text, sha256_bytes
 from luthier.recipe import Recipe, start_problems
-from luthier.recipe_data import Source
 
 _STAGE_ONLY = ("start_from", "learned_tokens")
 _FOLDER = re.compile(r"\w[\w.-]*")
@@ -66,9 +65,11 @@ def _unused(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
     """A source that --set names and nothing reads is a slip of the pen: the real one would still come from the hub."""
     stages = stage_recipes(recipe).values()
     used = {name for stage in stages for name in (*stage.data.train, *stage.data.test)}
+    for stage in stages:
+        used |= {*stage.evaluate.exams, *(exam.pool for exam in stage.evaluate.exams.values())} - {""}
     named = {override.split(".")[2] for override in overrides if re.match(r"data\.sources\.[^.=]+\.", override)}
     return [
-        f"data.sources.{name}: no train or test list names it ({_suggest(name, sorted(used))})"
+        f"data.sources.{name}: no train or test list names it, nor an exam ({_suggest(name, sorted(used))})"
         for name in sorted(named - used)
     ]
 
@@ -240,9 +241,9 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if not isinstance(value, dict):
             problems.append(f"{where}: a mapping is expected, not {value!r}")
             return _BAD
-        if item is Source:
+        if is_dataclass(item):
             return {
-                str(k): _build(Source, v or {}, f"{where}.{k}.", problems)
+                str(k): _build(item, v or {}, f"{where}.{k}.", problems)  # type: ignore[arg-type]
                 for k, v in value.items()
                 if _is_mapping(v, f"{where}.{k}", problems)
             }

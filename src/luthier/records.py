@@ -104,7 +104,14 @@ class ChatStageRecord:
     """Bytes: of the GPU where there is one, else of the process."""
     adapter_sha256: str
     base_sha256: str
+    tokenizer_sha256: str
+    """Of the tokenizer with its chat template, as the base has it."""
+    lessons_sha256: str
+    """Of what was learned from: every row's ids and weights, and so its mask. Training losses over other lessons say
+    nothing of each other."""
+    packing: bool
     kind: str = "chat"
+    """chat or exam."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

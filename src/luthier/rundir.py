@@ -16,6 +16,58 @@ from luthier.files import read_json, read_jsonl, remove_leftovers, write_bytes, 
 
 
 @dataclass(frozen=True)
+class SatDir:
+    """The folder of one candidate's answers to one exam."""
+
+    path: Path
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.json"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "candidate.json"
+
+    @property
+    def finished(self) -> bool:
+        """candidate.json is written last."""
+        return self.record.is_file()
+
+
+@dataclass(frozen=True)
+class ExamDir:
+    """The folder of one exam and of all who sat it; of a stage, or of `luthier exam`."""
+
+    path: Path
+
+    @property
+    def exam(self) -> Path:
+        return self.path / "exam.json"
+
+    @property
+    def items(self) -> Path:
+        """id question options answer group of every item, for pages that show them."""
+        return self.path / "items.jsonl"
+
+    @property
+    def table(self) -> Path:
+        """What the answers of all candidates bear: scores, differences, groups, the chosen one."""
+        return self.path / "table.json"
+
+    def candidate(self, name: str) -> SatDir:
+        return SatDir(self.path / name)
+
+    def candidates(self) -> list[str]:
+        """Who has finished, by name."""
+        return sorted(record.parent.name for record in self.path.glob("*/candidate.json"))
+
+
+@dataclass(frozen=True)
 class StageDir:
     """The folder of one stage."""
 
@@ -47,9 +99,22 @@ class StageDir:
         return self.path / "before.jsonl"
 
     @property
+    def held_out(self) -> Path:
+        """Losses of held-out rows, of a stage whose predictions are answers to exams."""
+        return self.path / "held-out.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Held-out questions, answered before and after."""
         return self.path / "samples.jsonl"
+
+    def exam(self, name: str) -> ExamDir:
+        """One exam that checkpoints of this stage sat."""
+        return ExamDir(self.path / "exams" / name)
+
+    def exams(self) -> list[str]:
+        """Names of the exams that have records here."""
+        return sorted(record.parent.name for record in self.path.glob("exams/*/exam.json"))
 
     @property
     def record(self) -> Path:

@@ -181,7 +181,7 @@ def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -
     stages = stage_recipes(loaded)
     if not (rundir.data / TABLE).is_file():
         # Large sets of chats are worth keeping for the next run; graded answers are read anew.
-        cache = default_cache() if loaded.task.kind == "chat" else None
+        cache = default_cache() if loaded.task.of_text else None
         say(build(table_request(stages), rundir.data, cache).ledger.table())
     refuse(str(recipe), look_at_rows(_waiting(rundir, loaded), rundir.data))
     data = str(read_manifest(rundir.data)["digest"])

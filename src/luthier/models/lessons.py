@@ -7,6 +7,7 @@ token or a media placeholder cut. Every row that leaves is counted by its reason
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,6 +138,13 @@ class Lessons:
         """Tokens of each row."""
         found: NDArray[np.int64] = np.diff(self.starts)
         return found
+
+    def digest(self) -> str:
+        """sha256 of every row's ids and weights, in order."""
+        found = hashlib.sha256()
+        for array in (self.starts, self.ids_T, self.weight_T):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     @property
     def target_tokens(self) -> int:

@@ -61,6 +61,7 @@ class Checkpoints:
     base_name: str
     """Written into the manifest for people; whether a base fits is for the learner to say, by its digest."""
     keep: int = 2
+    """How many of the newest stay; 0: all."""
     every: int = 50
     """Steps between saves."""
     minutes: float = 0.0
@@ -92,9 +93,11 @@ class Checkpoints:
             "quarantined": len(self._quarantined()),
         }
 
-    def check_room(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
-        """Raise RequestError, before training, where those to keep and the one being written have no room."""
-        count = most_checkpoints(self.keep, self.keep_best) - len(self.steps())
+    def check_room(self, learner: Learner, optimizer: torch.optim.Optimizer, last: int) -> None:
+        """Raise RequestError, before training to step `last`, where those to keep and the one being written have no
+        room."""
+        planned = last // self.every + 1
+        count = most_checkpoints(self.keep, self.keep_best, planned) - len(self.steps())
         check_room(self.folder, checkpoint_bytes(learner, optimizer), max(1, count))
 
     def save(
@@ -194,6 +197,8 @@ class Checkpoints:
 
     def _rotate(self) -> None:
         """Drop all but the newest and the best of each. A folder that cannot be dropped stays for the next time."""
+        if not self.keep:
+            return
         steps = self.steps()
         newest = steps[-max(2, self.keep) :]
         for step in sorted(set(steps) - {*newest, *(self._best(step) for step in newest)}):

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from luthier.runtime.memory import return_freed_memory
 from luthier.runtime.precision import Precision, resolve_precision
 from luthier.runtime.products import quick_products, use_quick_products
 
@@ -30,10 +29,8 @@ class Devices:
         # Without CUDA accelerate would take Apple's MPS, which has no float64.
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=1)
         self.precision: Precision = resolve_precision(dtype, self.device)
-        if self.device.type == "cpu":
-            return_freed_memory()  # a tenth of the speed for a third of the peak, which then is the one foreseen
-            if self.precision.dtype == torch.float32:
-                use_quick_products()
+        if self.device.type == "cpu" and self.precision.dtype == torch.float32:
+            use_quick_products()
 
     @property
     def device(self) -> torch.device:

@@ -29,9 +29,12 @@ STATE_BYTES = {
 """Bytes of state for each parameter. Adafactor keeps two edges of a matrix: a byte at rank 4, less above."""
 
 
-def most_checkpoints(keep: int, keep_best: bool) -> int:
-    """How many lie on the disk at most: the newest `keep` (two at least), the best one and the one being written."""
-    return max(2, keep) + keep_best + 1
+def most_checkpoints(keep: int, keep_best: bool, planned: int = 0) -> int:
+    """How many lie on the disk at most: the newest `keep` (two at least), the best one and the one being written.
+
+    With `keep` 0, which keeps all, they are the `planned` ones.
+    """
+    return max(2, keep) + keep_best + 1 if keep else max(2, planned)
 
 
 def checkpoint_bytes(learner: Learner, optimizer: torch.optim.Optimizer) -> int:

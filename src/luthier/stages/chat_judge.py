@@ -57,13 +57,20 @@ def judge_chat(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe
     """Predictions and scores of the held-out rows; stage.json last."""
     held_out = _held_out(ready, run, stage)
     if held_out is None:
-        say("no held-out rows: give data.test or data.validation_fraction, or nothing says whether it learned")
-        write_jsonl(stage.predictions, [])
-        write_json(stage.scores, {})
+        if ready.exams is None:
+            say("no held-out rows: give data.test or data.validation_fraction, or nothing says whether it learned")
+        found: dict[str, Any] = {}
     else:
-        write_jsonl(stage.predictions, _predictions(held_out))
-        write_json(stage.scores, scores(held_out, recipe))
+        found = scores(held_out, recipe)
         ask_after(ready, run, stage, recipe)
+    losses = [] if held_out is None else _predictions(held_out)
+    if recipe.task.kind == "exam" and ready.exams is not None:  # its held-out items are those of its exams
+        write_jsonl(stage.held_out, losses)
+        write_jsonl(stage.predictions, ready.exams.predictions(trained["kept_step"]))
+        found |= ready.exams.scores(trained["kept_step"])
+    else:
+        write_jsonl(stage.predictions, losses)
+    write_json(stage.scores, found)
     lessons = ready.lessons
     write_json(
         stage.record,
@@ -85,6 +92,10 @@ def judge_chat(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe
             peak_memory=measured_peak(ready.devices.device),
             adapter_sha256=sha256_file(stage.adapter / adapters.WEIGHTS),
             base_sha256=ready.base.digest,
+            tokenizer_sha256=ready.base.tokenizer_digest,
+            lessons_sha256=lessons.digest(),
+            packing=recipe.train.packing,
+            kind=recipe.task.kind,
         ).to_json(),
     )
 

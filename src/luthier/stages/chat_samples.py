@@ -64,7 +64,8 @@ def _questions(ready: PreparedChat, run: RunDir, recipe: Recipe) -> list[_Questi
 
 def _last_question(template: ChatTemplate, row: Row, length: int) -> _Question | None:
     """The last one whose answer is within the first `length` tokens, which is what the model is scored on."""
-    answers = [place for place, message in enumerate(row.messages) if message.role == "assistant"]
+    # What nobody asked, such as a text, is no answer.
+    answers = [place for place, message in enumerate(row.messages) if place and message.role == "assistant"]
     for end in reversed(answers):
         try:
             prompt = prompt_ids(template, row.messages[:end], tools_of(row))

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -38,6 +38,18 @@ class Fit:
     """Writes the final adapter into a folder that is being filled; returns what the record keeps beside."""
     validate: Callable[[], float] | None = None
     mirror: Callable[[StepRecord], None] | None = None
+    examination: Examination | None = None
+
+
+class Examination(Protocol):
+    """Exams that a stage's checkpoints sit."""
+
+    def during(self, step: int) -> bool:
+        """Examine the learner as it stands after `step`, where that is due; whether training should end."""
+
+    def settle(self, learner: Learner, checkpoints: Checkpoints) -> int:
+        """Examine what is left, and draw the conclusion: the step that becomes the final adapter, 0 for the usual
+        one. The learner may be left as any checkpoint has it."""
 
 
 def fit(ready: Fit, stage: StageDir, recipe: Recipe, *, resume: bool, resume_line: str) -> dict[str, Any]:
@@ -54,8 +66,9 @@ def fit(ready: Fit, stage: StageDir, recipe: Recipe, *, resume: bool, resume_lin
         set_aside(stage.adapter, wrong)
     begin = _fingerprint(ready.learner)
     job = make_job(ready, stage, recipe, resume_line)
-    job.checkpoints.check_room(job.learner, job.optimizer)
+    job.checkpoints.check_room(job.learner, job.optimizer, job.plan.steps)
     done = train(job, resume)
+    kept = _settle(ready, job, done)
     record = {
         "steps": done.step,
         "epochs": round(done.step / ready.feed.steps_per_epoch, 4),
@@ -65,6 +78,7 @@ def fit(ready: Fit, stage: StageDir, recipe: Recipe, *, resume: bool, resume_lin
         "halvings": done.halvings,
         "best": None if done.best_loss is None else {"step": done.best_step, "validation_loss": done.best_loss},
         "stopped_early": done.stopped,
+        "kept_step": kept,
         "checkpoints": job.checkpoints.status(),
         "learning": {**_learning(begin, ready.learner), "silent": done.silent[:20]},
     }
@@ -73,6 +87,16 @@ def fit(ready: Fit, stage: StageDir, recipe: Recipe, *, resume: bool, resume_lin
         record |= ready.seal(folder)
         about["training"] = record
     return record
+
+
+def _settle(ready: Fit, job: Job, done: Progress) -> int:
+    """The step whose weights the learner has in the end, which become the final adapter."""
+    usual = done.best_step if job.settings.select == "best" and done.best_step else done.step
+    if ready.examination is None:
+        return usual
+    kept = ready.examination.settle(job.learner, job.checkpoints) or usual
+    job.learner.load(job.checkpoints.path(kept))
+    return kept
 
 
 def make_job(ready: Fit, stage: StageDir, recipe: Recipe, resume_line: str = "") -> Job:
@@ -89,6 +113,7 @@ def make_job(ready: Fit, stage: StageDir, recipe: Recipe, resume_line: str = "")
         metrics=stage.metrics,
         validate=ready.validate,
         mirror=ready.mirror,
+        examine=ready.examination.during if ready.examination else None,
         resume_line=resume_line,
     )
 
@@ -121,7 +146,7 @@ def prove_resume(ready: Fit, stage: StageDir, recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="luthier-proof-") as folder:
         place = Path(folder)
         again = replace(job.checkpoints, folder=place / "checkpoints")
-        proof = replace(job, checkpoints=again, metrics=place / "metrics.jsonl", mirror=None)
+        proof = replace(job, checkpoints=again, metrics=place / "metrics.jsonl", mirror=None, examine=None)
         train(proof, start=start, until=end)
         differing = _differences(job.checkpoints.path(end), again.path(end))
     if differing:

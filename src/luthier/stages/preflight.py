@@ -64,7 +64,8 @@ class Problems:
 
 
 def look_ahead(stages: Mapping[str, Recipe], folder: Path | None = None) -> list[str]:
-    """What can be known of stages before there are rows: trackers, optimizer, precision, tokenizer, modules, disk.
+    """What can be known of stages before there are rows: trackers, optimizer, precision, tokenizer, exams, modules,
+    disk.
 
     `folder` is where the checkpoints of all of them will lie; None: the disk is not asked.
     """
@@ -73,11 +74,15 @@ def look_ahead(stages: Mapping[str, Recipe], folder: Path | None = None) -> list
     for name, recipe in stages.items():
         for line in missing_trackers(recipe.track.trackers):
             found.add(name, line)
-        if recipe.task.kind != "chat":
+        if not recipe.task.of_text:
             continue
         devices = found.attempt(name, partial(Devices, recipe.model.dtype))
         found.attempt(name, partial(check_optimizer, recipe.train))
         tokenizer = found.attempt(name, partial(_tokenizer, recipe))
+        for exam in recipe.evaluate.exams if tokenizer is not None else ():
+            from luthier.stages.examination import prepare_exam
+
+            found.attempt(name, partial(prepare_exam, recipe, exam, ChatTemplate.of(tokenizer)))
         if devices is not None and tokenizer is not None:
             trained[name] = found.attempt(name, partial(_trained_bytes, recipe, tokenizer, devices)) or 0
     if folder is not None and trained:
@@ -97,7 +102,7 @@ def look_at_splits(stages: Mapping[str, Recipe], table: Path) -> list[str]:
         counts.update(zip(batch.column("split").to_pylist(), batch.column("source").to_pylist(), strict=True))
     found = Problems.none()
     for name, recipe in stages.items():
-        if recipe.task.kind != "chat":
+        if not recipe.task.of_text:
             continue
         data, train = recipe.data, recipe.train
         if not any(counts["train", source] for source in data.train):
@@ -119,7 +124,7 @@ def look_at_splits(stages: Mapping[str, Recipe], table: Path) -> list[str]:
 def _look_at_memory(stages: Mapping[str, Recipe], table: Path) -> list[str]:
     found = Problems.none()
     for name, recipe in stages.items():
-        if recipe.task.kind == "chat":
+        if recipe.task.of_text:
             for line in found.attempt(name, partial(_memory, name, recipe, table)) or []:
                 found.add(name, line)
     return found.all()
@@ -134,7 +139,9 @@ def refuse(where: str, problems: list[str]) -> None:
 
 def _tokenizer(recipe: Recipe) -> Any:
     found = load_tokenizer(recipe.model.base, recipe.model.revision)
-    ChatTemplate.of(found)
+    template = ChatTemplate.of(found)
+    if any(recipe.data.sources[name].format != "text" for name in (*recipe.data.train, *recipe.data.test)):
+        template.require_chats()
     return found
 
 
@@ -158,7 +165,8 @@ def _room(stages: Mapping[str, Recipe], trained: Mapping[str, int], folder: Path
     for name, size in trained.items():
         train = stages[name].train
         there = len(list(RunDir(folder).stage(name).checkpoints.glob("step-*")))
-        missing = max(0, most_checkpoints(train.keep_checkpoints, train.select == "best") - there)
+        planned = train.max_steps // train.save_every + 1  # where the rows decide it, training looks again
+        missing = max(0, most_checkpoints(train.keep_checkpoints, train.select == "best", planned) - there)
         count += missing
         total += missing * planned_bytes(size, train.optimizer)
     if count:

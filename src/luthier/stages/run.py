@@ -46,7 +46,7 @@ class Work:
 def run_stage(run: RunDir, name: str, stages: Mapping[str, Recipe], options: StageOptions) -> str:
     """Run one stage, or go on with it; a finished stage is left alone. Returns the digest of its base's weights."""
     stage, recipe = run.stage(name), stages[name]
-    prepare_work = {"verdict": _verdict, "chat": _chat}[recipe.task.kind]
+    prepare_work = _chat if recipe.task.of_text else _verdict
     if options.verify:
         _prove(run, name, stages, prepare_work)
     if stage.finished:
@@ -86,6 +86,8 @@ def _chat(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
     def before() -> None:
         score_before(ready, stage)
         ask_before(ready, run, stage, recipe)
+        if ready.exams is not None:
+            ready.exams.before()
 
     return Work(ready.fit(), before, partial(judge_chat, ready, run, stage, recipe))
 

@@ -17,7 +17,7 @@ def table_request(stages: Mapping[str, Recipe]) -> TableRequest:
     found: dict[str, tuple[Source, str]] = {}
     for name, stage in stages.items():
         for what, one, other in (
-            *(_chat_settings(stage, first) if stage.task.kind == "chat" else ()),
+            *(_chat_settings(stage, first) if stage.task.of_text else ()),
             ("data.columns", stage.data.columns, first.data.columns),
             ("data.limits", stage.data.limits, first.data.limits),
             ("data.steps", stage.data.steps, first.data.steps),

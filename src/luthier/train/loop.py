@@ -53,6 +53,8 @@ class Job:
     validate: Callable[[], float] | None = None
     mirror: Callable[[StepRecord], None] | None = None
     """Told every line of metrics: trackers."""
+    examine: Callable[[int], bool] | None = None
+    """Called with each step that was just saved, and with the one that a run goes on from; true ends the training."""
     resume_line: str = ""
 
 
@@ -123,6 +125,8 @@ class _Training:
     def run(self) -> None:
         """All steps that are left; the state is saved after the last one."""
         job, done = self.job, self.done
+        if done.step:  # a run may have been cut between a save and its examination
+            self._examine()
         job.learner.train()
         with stop_requested() as stopping, training_bar(job.plan.steps, done.step) as self.bar:
             while done.step < self.last and not done.stopped:
@@ -130,6 +134,7 @@ class _Training:
                 if not self._take(steps, stopping):
                     self._halve()
         self._save_all(must=True)
+        self._examine()
 
     def _take(self, steps: Iterable[Sequence[AnyBatch]], stopping: Callable[[], bool]) -> bool:
         """Steps until there are no more, or none are wanted; False where memory ran out in one."""
@@ -206,7 +211,8 @@ class _Training:
             norm = self._read()
             loss = self._log(norm, self._validate() if validates else None)
         if saves or (settings.select == "best" and done.best_step == done.step):
-            self._save_all()
+            if self._save_all():
+                self._examine()
         on_gpu = job.devices.device.type == "cuda"
         self.bar.step(loss, tokens, used_memory(job.devices.device) if on_gpu and logs else None)
         self.tokens_shown = done.tokens
@@ -240,10 +246,19 @@ class _Training:
         else:
             done.looks_without_best += 1
             patience = job.settings.early_stopping_patience
-            if patience and done.looks_without_best >= patience:
+            if patience and job.settings.select != "exam" and done.looks_without_best >= patience:
                 done.stopped = True
                 say(f"step {done.step}: {patience} looks without a lower validation loss than at step {done.best_step}")
         return found
+
+    def _examine(self) -> None:
+        """Have the model as it stands examined; what was examined before is not asked again."""
+        if self.job.examine is None:
+            return
+        self.job.learner.eval()
+        if self.job.examine(self.done.step):
+            self.done.stopped = True
+        self.job.learner.train()
 
     def _log(self, norm: float, validation: float | None) -> float:
         job, done = self.job, self.done
@@ -314,16 +329,18 @@ class _Training:
             f"{self.done.step} steps, such as {self.done.silent[0]}"
         )
 
-    def _save_all(self, must: bool = False) -> None:
-        """Save what was done, which is read from the device before."""
+    def _save_all(self, must: bool = False) -> bool:
+        """Save what was done, which is read from the device before. Returns whether it is on the disk."""
         self._read()
         job, done = self.job, self.done
         saved = False
         if job.devices.leads:
             done.scale = job.devices.precision.state()
             saved = job.checkpoints.save(job.learner, job.optimizer, dict(vars(done)), must=must)
-        if done.best_step == done.step and not job.devices.any(saved):  # what is not on disk cannot be gone back to
+        on_disk = job.devices.any(saved)
+        if done.best_step == done.step and not on_disk:  # what is not on disk cannot be gone back to
             done.best_step, done.best_loss = self.best_before
+        return on_disk
 
 
 def _restore(job: Job) -> Progress:

@@ -1,0 +1,173 @@
+"""The exams of a stage: its base and its checkpoints sit them, and what the answers bear is concluded.
+
+During training the learner itself is examined, just after it was saved; after training each checkpoint is loaded into
+it in turn. Both give the same answers, and neither touches what is trained. An examination that was finished is never
+repeated: a run that is resumed goes on at the item where it was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier.console import say
+from luthier.data.exams import Exam, exam_record, read_exam, touched_items, write_items
+from luthier.errors import CheckpointError, RequestError
+from luthier.evaluate.exams import Examiner
+from luthier.evaluate.sweep import Candidate, Sitter
+from luthier.files import read_json, read_jsonl, verify_folder, write_json
+from luthier.models.chat import ChatTemplate
+from luthier.models.chat_model import ChatModel
+from luthier.models.learner import Learner
+from luthier.models.text_base import TextBase
+from luthier.outcome.examined import conclude, write_scores
+from luthier.recipe import Recipe
+from luthier.rundir import ExamDir, RunDir, StageDir
+from luthier.runtime.checkpoints import Checkpoints
+from luthier.runtime.devices import Devices
+
+BEFORE = "base"
+"""The candidate that every checkpoint is held against: the model before this stage."""
+
+
+def prepare_exam(recipe: Recipe, name: str, template: ChatTemplate) -> tuple[Exam, Examiner]:
+    """Read an exam of a recipe, and encode it for a tokenizer. Raises SourceError, DataError or RequestError."""
+    settings, sources = recipe.evaluate.exams[name], recipe.data.sources
+    exam = read_exam(sources[name], name, settings.labels, settings.answers)
+    pool = read_exam(sources[settings.pool], settings.pool) if settings.pool else None
+    if pool is not None and pool.digest == exam.digest:
+        raise RequestError(f"evaluate.exams.{name}.pool: is the exam itself", "name another source")
+    return exam, Examiner.of(exam, settings, template, pool)
+
+
+@dataclass
+class _Prepared:
+    examiner: Examiner
+    place: ExamDir
+
+
+@dataclass
+class StageExams:
+    """The exams of a stage, made ready for its tokenizer."""
+
+    recipe: Recipe
+    model: ChatModel
+    sitter: Sitter
+    exams: dict[str, _Prepared]
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, run: RunDir, stage: StageDir, model: ChatModel, base: TextBase, devices: Devices
+    ) -> StageExams:
+        """Read and encode every exam; exam.json and items.jsonl of each are written. Raises what reading raises."""
+        template, found = ChatTemplate.of(base.tokenizer), dict[str, _Prepared]()
+        for name, settings in recipe.evaluate.exams.items():
+            exam, examiner = prepare_exam(recipe, name, template)
+            place = stage.exam(name)
+            if not place.exam.is_file():
+                record = exam_record(exam, asdict(settings))
+                record.overlap = touched_items(run.data, recipe.data.sources[name])
+                if record.overlap:
+                    say(
+                        f"exam {name}: {len(record.overlap):,} of {len(exam.items):,} items are touched by the training "
+                        "rows; scores are given with and without them"
+                    )
+                write_items(exam, place.items)
+                write_json(place.exam, record.to_json())
+            elif read_json(place.exam)["digest"] != exam.digest:
+                raise RequestError(
+                    f"{place.path}: examined another version of {name} before", "begin a new run with the file as it is"
+                )
+            found[name] = _Prepared(examiner, place)
+        return cls(recipe, model, Sitter(base, model.language_model, devices), found)
+
+    def before(self) -> None:
+        """Examine the model as the stage begins."""
+        self._sit(Candidate(BEFORE))
+
+    def during(self, step: int) -> bool:
+        """See `Examination`: with evaluate.examine: during, where `step` is due."""
+        if self.recipe.evaluate.examine != "during" or step % self._every:
+            return False
+        self._sit(_candidate(step))
+        patience = self.recipe.train.early_stopping_patience
+        if self.recipe.train.select != "exam" or not patience:
+            return False
+        looks = self._looks(step)
+        best = min(range(len(looks)), key=lambda i: looks[i])
+        if len(looks) - 1 - best < patience:
+            return False
+        name = self.recipe.evaluate.choose_by
+        say(f"step {step}: {patience} examined checkpoints without a better log loss on {name}")
+        return True
+
+    def settle(self, learner: Learner, checkpoints: Checkpoints) -> int:
+        """See `Examination`: every checkpoint that is due and the last one."""
+        steps = checkpoints.steps()
+        for step in steps:
+            folder = checkpoints.path(step)
+            if (step % self._every and step != steps[-1]) or self._finished(_candidate(step)):
+                continue
+            wrong = verify_folder(folder)
+            if wrong is not None:
+                raise CheckpointError(f"{folder}: {wrong}", "resume the run: broken checkpoints are made again")
+            learner.load(folder)
+            self._sit(_candidate(step))
+        tables = {name: self._conclude(name) for name in self.exams}
+        chooser = self.recipe.evaluate.choose_by
+        if self.recipe.train.select != "exam":
+            return 0
+        chosen = tables[chooser]["chosen"]
+        say(f"{chosen} is kept: the earliest checkpoint that {chooser} cannot tell from the best")
+        return next(one["step"] for one in tables[chooser]["candidates"] if one["name"] == chosen)
+
+    def scores(self, step: int) -> dict[str, Any]:
+        """Scores of the kept step: those of the report exam at the top, and of each exam under `exams`."""
+        found = {name: read_json(exam.place.candidate(_name(step)).scores) for name, exam in self.exams.items()}
+        return {**found[self._report], "exam": self._report, "exams": found}
+
+    def predictions(self, step: int) -> Iterator[dict[str, Any]]:
+        """Predictions of the kept step on every exam, each with the key `exam`; the report exam's come first."""
+        for name in sorted(self.exams, key=lambda name: name != self._report):
+            for row in read_jsonl(self.exams[name].place.candidate(_name(step)).predictions):
+                yield {"exam": name, **row}
+
+    @property
+    def _report(self) -> str:
+        """The exam whose scores stand for the stage: the first that chooses nothing."""
+        return next((name for name in self.exams if name != self.recipe.evaluate.choose_by), next(iter(self.exams)))
+
+    @property
+    def _every(self) -> int:
+        return self.recipe.train.save_every * self.recipe.evaluate.examine_every
+
+    def _finished(self, candidate: Candidate) -> bool:
+        return all(exam.place.candidate(candidate.name).finished for exam in self.exams.values())
+
+    def _sit(self, candidate: Candidate) -> None:
+        for exam in self.exams.values():
+            self.sitter.sit(candidate, exam.examiner, exam.place)
+            write_scores(exam.place, candidate.name)
+
+    def _looks(self, step: int) -> list[float]:
+        """What examined checkpoints up to a step lost on the exam that chooses, in order; lower is better."""
+        place, found = self.exams[self.recipe.evaluate.choose_by].place, []
+        for number in range(self._every, step + 1, self._every):
+            scores = read_json(place.candidate(_name(number)).scores)
+            found.append(scores["log_loss"]["value"] if "log_loss" in scores else -scores["accuracy"]["value"])
+        return found
+
+    def _conclude(self, name: str) -> dict[str, Any]:
+        place, evaluate = self.exams[name].place, self.recipe.evaluate
+        table = conclude(place, resamples=evaluate.resamples, seed=self.recipe.seed)
+        write_json(place.table, table)
+        return table
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _candidate(step: int) -> Candidate:
+    return Candidate(_name(step), step=step)
