@@ -13,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luthier.data.building.rows import SCHEMA
+from luthier.data.exams import read_exam, touched_items
 from luthier.data.leaks.audit import AuditResult, AuditSettings, audit
 from luthier.data.leaks.examtexts import exam_items
 from luthier.data.leaks.overlaps import Likes, Wholes, grams, runs_index, shared_runs, words_of
 from luthier.data.leaks.stretches import Text
 from luthier.errors import DataError, SourceError
 from luthier.files import sha256_file, write_json
+from luthier.recipe_data import Source
 
 WORDS = (
     "river copper window gentle orbit market lantern signal forest pepper candle harbor velvet engine meadow cotton "
@@ -319,6 +321,15 @@ def test_chat_rows_can_stand_for_an_exam(tmp_path: Path) -> None:
 def test_items_of_one_id_are_told_apart(tmp_path: Path) -> None:
     path = exam(tmp_path / "e.jsonl", [{"id": 7, "question": "a b c"}, {"id": 7, "question": "d e f"}])
     assert [item.id for item in exam_items(path).items] == ["7 (e.jsonl#1 7)", "7 (e.jsonl#2 7)"]
+
+
+def test_touched_items_have_the_ids_of_the_exam_that_is_sat(tmp_path: Path) -> None:
+    asked = [{"question": prose(n, 40), "options": ["A: x", "B: y"], "answer": "AB"[n % 2]} for n in range(6)]
+    path = exam(tmp_path / "e.jsonl", asked)
+    one = table(tmp_path / "t", [chat(prose(50, 60)), chat(f"Well: {prose(3, 40)}")])
+    sat = read_exam(path, "e").items
+    assert sat[3].options == ("x", "y")
+    assert touched_items(one, path) == touched_items(one, Source(name="e", path=str(path))) == [sat[3].id]
 
 
 def test_a_sentence_with_a_gap_is_found_as_it_reads_filled(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ import orjson
 import pyarrow as pa
 
 from luthier.data.leaks.auditresult import KINDS, WHOLE_WORDS, AuditResult, AuditSettings, Hit
-from luthier.data.leaks.examtexts import LETTERS, Exam, Item, exam_items, given_group
+from luthier.data.leaks.examtexts import Exam, Item, exam_items, given_group
 from luthier.data.leaks.overlaps import Likes, Near, Places, Run, Runs, Wholes, Words, runs_index, shared_runs, words_of
 from luthier.data.leaks.stretches import Extent, Text, excerpts, head, is_sibling, lay_beside
+from luthier.data.shapes.asked import LETTERS
 from luthier.data.table import iter_batches, read_manifest
 from luthier.errors import DataError
+from luthier.recipe_data import Source
 
 BOILERPLATE_ITEMS, BOILERPLATE_SHARE = 3, 0.01
 """An n-gram (or a question) of more than 3 items and more than 1 % of them is boilerplate, and says nothing."""
@@ -32,14 +34,14 @@ SETTLED = 20
 _COLUMNS = ("id", "messages", "target", "group", "split", "source", "origin")
 
 
-def audit(table: Path, against: Path, settings: AuditSettings | None = None) -> AuditResult:
-    """Look for the items of `against` (an exam file, a file of rows, a table) in the rows of a table.
+def audit(table: Path, against: Path | Source, settings: AuditSettings | None = None) -> AuditResult:
+    """Look for the items of `against` (an exam file, a file of rows, a table, a recipe's source) in a table's rows.
 
     Raises SourceError or DataError where one of them cannot be read, or where a table would be compared with itself.
     """
     chosen = settings or AuditSettings()
     read_manifest(table)
-    same = table.resolve() == against.resolve()
+    same = isinstance(against, Path) and table.resolve() == against.resolve()
     if same and (not chosen.split or not chosen.against_split or chosen.split == chosen.against_split):
         raise DataError(f"{table} would be compared with itself", "name two splits: --split train --against-split test")
     if not 0.0 < chosen.near <= 1.0 or chosen.ngram < WHOLE_WORDS:
@@ -48,7 +50,8 @@ def audit(table: Path, against: Path, settings: AuditSettings | None = None) -> 
             f"near lies between 0 and 1, ngram is {WHOLE_WORDS} or more",
         )
     exam = exam_items(against, chosen.against_split)
-    work = _Audit(exam, chosen, AuditResult(str(table), str(against), chosen, exam.read_as))
+    where = str(against) if isinstance(against, Path) else against.path or against.hub
+    work = _Audit(exam, chosen, AuditResult(str(table), where, chosen, exam.read_as))
     for batch in iter_batches(table, _COLUMNS):
         work.look(batch)
     return work.finished()

@@ -1,6 +1,6 @@
 """Reads what an audit compares with: an exam's questions and options in the shapes exams come in, or any rows.
 
-Knows the shapes of public exams, chat formats through their adapters, and tables; refuses to know answers (which
+Knows exams through `shapes.asked`, chat formats through their adapters, and tables; refuses to know answers (which
 option is right is never read) and how texts are compared. What cannot be read is counted with its reason.
 """
 
@@ -9,29 +9,33 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import orjson
-
 from luthier.data import formats
-from luthier.data.building.context import Context, Record
+from luthier.data.building.context import Context
 from luthier.data.building.mixture import MANIFEST
 from luthier.data.readers import REASONS as READING_REASONS
-from luthier.data.readers import Broken, columns_seen, open_source, peek
+from luthier.data.readers import Broken, Reading, Record, columns_seen, open_source, peek
+from luthier.data.shapes.asked import (
+    IDS,
+    Asked,
+    content_name,
+    named,
+    own_group,
+    own_id,
+    shaped,
+    told_apart,
+    unprefixed,
+)
+from luthier.data.shapes.askedmedia import media_cells, media_data
 from luthier.data.table import iter_rows
-from luthier.errors import DataError
+from luthier.errors import DataError, MediaError
 from luthier.recipe_data import Source
 from luthier.schema import Drop, Row
 
 REASONS = (*READING_REASONS, "no_question", "no_text")
 """Why an item could not be read; rows of a chat format also have their format's reasons."""
-IDS = ("id", "item_id", "question_id", "qid", "qID", "idx", "ind")
-GROUPS = ("group", "group_id", "speaker", "speaker_id", "document_id", "doc_id", "passage_id", "thread_id", "video_id")
-PASSAGES = ("passage", "context", "article", "support", "paragraph")
-MEDIA = ("image", "images", "audio", "video")
-LETTERS = "ABCDEFGHIJ"
 _DERIVED = re.compile(r"q-[0-9a-f]{16}")
 _SOURCE = "against"
 
@@ -62,24 +66,25 @@ class Exam:
     read_as: str = "exam"
 
 
-def exam_items(path: Path, split: str = "") -> Exam:
+def exam_items(against: Path | Source, split: str = "") -> Exam:
     """The items of an exam file, a file of rows in any format, or a table folder (there of one split, or of all).
 
     Raises SourceError for a file that is missing or torn, DataError where nothing in it can be read.
     """
-    if (path / MANIFEST).is_file():
-        where = {"split": split} if split else None
-        items = [_row_item(found.row) for found in iter_rows(path, where)]
-        exam = Exam(items, read_as="table")
+    where = against if isinstance(against, Path) else against.path or against.hub
+    if isinstance(against, Path) and (against / MANIFEST).is_file():
+        rows = iter_rows(against, {"split": split} if split else None)
+        exam = Exam([_row_item(found.row) for found in rows], read_as="table")
     else:
-        exam = _file_items(path)
+        exam = _file_items(against if isinstance(against, Source) else Source(name=_SOURCE, path=str(against)))
     if not exam.items:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(d.reason for d in exam.unreadable).items())
         raise DataError(
-            f"{path}: none of its items can be read ({reasons or 'there are none'})",
+            f"{where}: none of its items can be read ({reasons or 'there are none'})",
             "give JSON with a question and options, rows of a chat format, or a table",
         )
-    return replace(exam, items=_named(exam.items))
+    names = told_apart([item.id for item in exam.items], [item.origin for item in exam.items])
+    return replace(exam, items=[replace(item, id=name) for item, name in zip(exam.items, names, strict=True)])
 
 
 def given_group(group: str, identity: str) -> str:
@@ -90,12 +95,11 @@ def given_group(group: str, identity: str) -> str:
     return "" if group == identity or _DERIVED.fullmatch(group) else group
 
 
-def _file_items(path: Path) -> Exam:
-    source = Source(name=_SOURCE, path=str(path))
+def _file_items(source: Source) -> Exam:
     reading = open_source(source, IDS)
     first = peek(reading)
-    if first and any(_shaped(record) for record in first):
-        return _exam_records(reading, reading.folder)
+    if first and any(shaped(named(record, source.columns)) for record in first):
+        return _exam_records(reading)
     name = formats.detect(first, {}) if first else "messages"
     adapt = formats.adapter(name, Context(source, folder=reading.folder, found=columns_seen(first)))
     items: list[Item] = []
@@ -110,31 +114,43 @@ def _file_items(path: Path) -> Exam:
         elif not (made.row.media or any(message.text.strip() for message in made.row.messages)):
             bad.append(Drop(_SOURCE, origin, "no_text", "none of its turns has a word"))
         else:
-            items.append(replace(_row_item(made.row), id=_label(record, IDS) or origin, origin=origin))
+            items.append(replace(_row_item(made.row), id=own_id(record) or origin, origin=origin))
     return Exam(items, bad, name)
 
 
-def _exam_records(reading: Iterable[tuple[str, Record | Broken]], folder: Path) -> Exam:
+def _exam_records(reading: Reading) -> Exam:
+    context = Context(reading.source, folder=reading.folder, trusted=reading.trusted)
     items: list[Item] = []
+    found: list[Asked] = []
     bad: list[Drop] = []
     for origin, record in reading:
         if isinstance(record, Broken):
             bad.append(Drop(_SOURCE, origin, record.reason, record.detail))
             continue
-        shaped = _shaped(record)
-        if shaped is None:
+        record = named(record, reading.source.columns)
+        asked = shaped(record)
+        if asked is None:
             detail = f"no question among {', '.join(map(str, record))}"[:300]
             bad.append(Drop(_SOURCE, origin, "no_question", detail))
             continue
-        before, question, options = shaped
-        text = "\n".join(part for part in (before, question, *options) if part)
-        media = _media(record, folder)
-        if not re.search(r"\w", text) and not media:
+        media = _media(record, context)
+        if not media and not re.search(r"\w", _text(asked)):
             bad.append(Drop(_SOURCE, origin, "no_text", "its question has no word"))
             continue
-        identity = _label(record, IDS) or origin
-        items.append(Item(identity, origin, text, question, options, _label(record, GROUPS), media))
-    return Exam(items, bad)
+        name = own_id(record) or content_name(asked, media)
+        items.append(Item(name, origin, "", asked.question, (), own_group(record), media))
+        found.append(asked)
+    whole = zip(items, unprefixed(found), strict=True)
+    return Exam([replace(item, text=_text(asked), options=_options(asked)) for item, asked in whole], bad)
+
+
+def _text(asked: Asked) -> str:
+    return "\n".join(part for part in (asked.before, asked.question, *_options(asked)) if part)
+
+
+def _options(asked: Asked) -> tuple[str, ...]:
+    """The options that are in the file: yes and no are not."""
+    return () if asked.shape == "boolq" else asked.options
 
 
 def _row_item(row: Row) -> Item:
@@ -146,89 +162,12 @@ def _row_item(row: Row) -> Item:
     return Item(row.id, origin, "\n".join(turns), question, (), given_group(row.group, row.id), row.media)
 
 
-def _named(items: list[Item]) -> list[Item]:
-    """Items with ids of their own: one that comes twice is told apart by its place."""
-    counts = Counter(item.id for item in items)
-    return [replace(item, id=f"{item.id} ({item.origin})") if counts[item.id] > 1 else item for item in items]
-
-
-def _shaped(record: Record) -> tuple[str, str, tuple[str, ...]] | None:
-    """(what stands before the question, the question, options) of an exam's record; None where it is none."""
-    if "goal" in record and "sol1" in record:  # PIQA
-        return _found("", record["goal"], _columns(record, "sol"))
-    if "sentence" in record and "option1" in record:  # WinoGrande
-        return _found("", record["sentence"], _columns(record, "option"))
-    if "premise" in record and "choice1" in record:  # COPA, whose question is only "cause" or "effect"
-        return _found("", record["premise"], _columns(record, "choice"))
-    if "ctx" in record and "endings" in record:  # HellaSwag
-        return _found("", record["ctx"], _options(record["endings"]))
-    question = record.get("question", record.get("stem"))
-    if isinstance(question, dict):  # ARC as it was first published: the choices lie inside the question
-        return _found("", question.get("stem"), _options(question.get("choices")))
-    if "messages" in record or "conversations" in record:
-        return None
-    before = "\n".join(record[name] for name in PASSAGES if isinstance(record.get(name), str))
-    options = next((_options(record[name]) for name in ("options", "choices") if name in record), ())
-    if not options and "A" in record and "B" in record:
-        options = _options({letter: record[letter] for letter in LETTERS if letter in record})
-    return _found(before, question, options or _columns(record, "option") or _columns(record, "choice"))
-
-
-def _found(before: str, question: object, options: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]] | None:
-    return (before.strip(), question.strip(), options) if isinstance(question, str) else None
-
-
-def _columns(record: Record, stem: str) -> tuple[str, ...]:
-    """The values of `stem1`, `stem2` and so on."""
-    return tuple(str(record[f"{stem}{n}"]).strip() for n in range(10) if record.get(f"{stem}{n}") is not None)
-
-
-def _options(value: object) -> tuple[str, ...]:
-    """Options from a list, from lists under `text` and `label`, from records with a `text`, or by letter."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):  # a csv cell
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return (str(value).strip(),)
-    if isinstance(value, Mapping):
-        inside = value.get("text")
-        return _options(inside if isinstance(inside, list) else list(value.values()))
-    if isinstance(value, list | tuple):
-        cells = (one.get("text", "") if isinstance(one, Mapping) else one for one in value)
-        return tuple(str(cell).strip() for cell in cells if cell is not None)
-    return (str(value).strip(),) if value not in (None, "") else ()
-
-
-def _label(record: Record, names: Iterable[str]) -> str:
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-        if type(value) is int:
-            return str(value)
-    return ""
-
-
-def _media(record: Record, folder: Path) -> tuple[str, ...]:
-    """References to the media of a record: bytes in it, or files in the exam's folder."""
+def _media(record: Record, context: Context) -> tuple[str, ...]:
+    """References to the media of a record; what cannot be read is left out, and its item's text still compared."""
     found: list[str] = []
-    for name in MEDIA:
-        value = record.get(name)
-        for cell in value if isinstance(value, list) else [value]:
-            data = _bytes(cell, folder)
-            if data:
-                found.append(f"sha256:{hashlib.sha256(data).hexdigest()}")
+    for _, cell in media_cells(record):
+        try:
+            found.append(f"sha256:{hashlib.sha256(media_data(cell, context)).hexdigest()}")
+        except MediaError:
+            continue
     return tuple(found)
-
-
-def _bytes(cell: object, folder: Path) -> bytes:
-    if isinstance(cell, Mapping):
-        inside = cell.get("bytes")
-        cell = inside if isinstance(inside, bytes) else cell.get("path")
-    if isinstance(cell, bytes):
-        return cell
-    if not isinstance(cell, str) or not cell or "\0" in cell or len(cell) > 1000:
-        return b""
-    path = (folder / cell).resolve()
-    inside_folder = path.is_relative_to(folder.resolve())
-    return path.read_bytes() if inside_folder and path.is_file() else b""
