@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from luthier import rehearse
-from luthier.files import read_json, read_jsonl
+from luthier.data.exams import read_exam, write_standin_exam
+from luthier.errors import DataError
+from luthier.files import read_json, read_jsonl, write_jsonl
 from luthier.recipe import Recipe
 from luthier.recipefile import load_recipe, stage_recipes
 from luthier.rehearse import rehearsal, twin
@@ -142,6 +144,46 @@ def test_a_source_that_can_be_read_is_read_and_the_others_are_stood_in_for(tmp_p
     texts = [path.read_bytes() for path in sorted((tmp_path / "standins").iterdir())]
     assert len(texts) == 2
     assert texts[0] != texts[1]
+
+
+def test_an_exam_that_is_not_there_is_made_up_and_one_that_is_keeps_its_count_of_answers(tmp_path: Path) -> None:
+    write_standin_exam(tmp_path / "mine.jsonl", "winogrande", 200, 1)
+    rows = sorted(read_jsonl(tmp_path / "mine.jsonl"), key=lambda row: row["answer"])
+    write_jsonl(tmp_path / "mine.jsonl", rows)  # the first 64 are all "1", from which alone no count could be told
+    stage = rehearsed("expert", tmp_path, f"data.sources.binary_choices_synthetic.path={tmp_path / 'mine.jsonl'}")[
+        "main"
+    ]
+    assert read_exam(stage.data.sources["binary_choices_v2"], "v2").shape == "options"
+    assert stage.data.sources["binary_choices_synthetic"].limit == 64
+    assert stage.evaluate.exams["binary_choices_synthetic"].answers == "1"
+    assert (stage.train.select, stage.evaluate.choose_by) == ("exam", "binary_choices_synthetic")
+    assert stage.train.keep_checkpoints == 0
+
+
+def test_passages_are_cut_to_what_a_toy_can_hold(tmp_path: Path) -> None:
+    stage = rehearsed("expert", tmp_path)["main"]
+    assert stage.data.sources["corpus"].passage_words == stage.model.max_tokens // 8
+    whole = rehearsed("expert", tmp_path / "whole", "data.sources.corpus.passage_words=0")["main"]
+    assert whole.data.sources["corpus"].passage_words == 0
+
+
+def test_an_exam_that_is_there_and_wrong_is_not_hidden_by_a_made_up_one(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"question": "Who?", "options": ["a", "a"], "answer": 0}\n')
+    with pytest.raises(DataError, match=r"equal_options|unusable"):
+        rehearsed("expert", tmp_path, f"data.sources.binary_choices_v2.path={tmp_path / 'bad.jsonl'}")
+
+
+def test_the_expert_recipe_is_rehearsed_offline_and_examines_every_checkpoint(luthier: Luthier, tmp_path: Path) -> None:
+    done = luthier("rehearse", ROOT / "recipes" / "expert.yaml", "--out", tmp_path / "out", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("made-up questions stand in for it") == 2
+    stage = tmp_path / "out" / "run" / "stages" / "main"
+    for exam in ("binary_choices_v2", "binary_choices_synthetic"):
+        table = read_json(stage / "exams" / exam / "table.json")
+        names = [one["name"] for one in table["candidates"]]
+        assert names == ["base", "step-000010", "step-000020", "step-000024"]
+        assert table["n"] == 64
+    assert (stage / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", CHATS)

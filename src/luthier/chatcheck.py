@@ -1,4 +1,4 @@
-"""`luthier check` for chat recipes: the table that the recipe makes, its rows in the base's chat template, the cost."""
+"""`luthier check` for chats and exams: the table of the recipe, its rows in the base's chat template, the cost."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from luthier.data.building.stagecache import default_cache
 from luthier.data.readers import open_source
 from luthier.data.table import iter_rows
 from luthier.errors import LuthierError
+from luthier.examcheck import check_exams, check_overlap
 from luthier.recipe import Recipe
 from luthier.recipefile import stage_recipes
 from luthier.stages.sources import table_request
@@ -52,6 +53,7 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
             found.problems.append(f"data.sources.{source.name}: {error}")
     stage = next(iter(stages.values()))
     tokenizer = _tokenizer(stage)
+    exams = check_exams(stages, tokenizer, found)
     whole = tokenizer is not None and not found.problems
     ahead = look_ahead(stages)
     found.problems += ahead
@@ -73,6 +75,7 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
                 f"{plan.warmup_steps} of warm-up)"
             )
         _template(stage, tokenizer, built, found)
+        check_overlap(exams, built.folder, found)
         found.problems += look_at_splits(stages, built.folder)
         for name, one in ({} if ahead else stages).items():
             _cost(name, one, _tokenizer(one), built, found)

@@ -7,7 +7,7 @@ an answer, and the others go on. A finished run is never written to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -58,10 +58,17 @@ def answers(stage: StageDir, recipe: Recipe, inputs: Sequence[Path], question: s
     devices = Devices(recipe.model.dtype)
     base, model = build_chat_model(replace(recipe, train=train), devices, recipe.seed)
     model.load(stage.adapter)
-    template = ChatTemplate.of(base.tokenizer)
-    generate = Generator(model.language_model, template, devices, _TOGETHER)
-    longest = int(bare(model.language_model).config.get_text_config().max_position_embeddings) - ANSWER_TOKENS
-    chats = _read(inputs) if inputs else iter([("--question", _question(question))])
+    chats = read_questions(inputs) if inputs else iter([("--question", _question(question))])
+    for said in answer_chats(model.language_model, ChatTemplate.of(base.tokenizer), devices, chats):
+        yield {**said, "stage": stage.path.name} if "answer" in said else said
+
+
+def answer_chats(
+    model: Any, template: ChatTemplate, devices: Devices, chats: Iterable[tuple[str, Row | str]]
+) -> Iterator[dict[str, Any]]:
+    """One mapping a chat, in order: input (its name), answer, stopped, tokens; or input and error."""
+    generate = Generator(model, template, devices, _TOGETHER)
+    longest = int(bare(model).config.get_text_config().max_position_embeddings) - ANSWER_TOKENS
     asked = (_ask(template, name, chat, longest) for name, chat in chats)
     while part := list(islice(asked, _TOGETHER)):
         prompts = [one.prompt for one in part if one.prompt is not None]
@@ -71,8 +78,7 @@ def answers(stage: StageDir, recipe: Recipe, inputs: Sequence[Path], question: s
                 yield {"input": one.name, "error": one.error}
                 continue
             answer = next(found)
-            said = {"answer": answer.text, "stopped": answer.stopped, "tokens": len(answer.ids)}
-            yield {"input": one.name, **said, "stage": stage.path.name}
+            yield {"input": one.name, "answer": answer.text, "stopped": answer.stopped, "tokens": len(answer.ids)}
 
 
 def _ask(template: ChatTemplate, name: str, chat: Row | str, longest: int) -> _Asked:
@@ -93,7 +99,7 @@ def _ask(template: ChatTemplate, name: str, chat: Row | str, longest: int) -> _A
     return _Asked(name, prompt)
 
 
-def _read(inputs: Sequence[Path]) -> Iterator[tuple[str, Row | str]]:
+def read_questions(inputs: Sequence[Path]) -> Iterator[tuple[str, Row | str]]:
     """Every question of every file, by name (`file` or `file:line`), or the reason why there is none."""
     for path in inputs:
         try:

@@ -68,8 +68,8 @@ class Source:
     sample_by: str = "line"
     """For text files: line, paragraph or document makes a row."""
     passage_words: int = 0
-    """Texts (rows that answer nothing) of more words are cut into passages of at most so many, at the ends of
-    paragraphs or else sentences, each a row, all of one group; 0: texts stay whole."""
+    """Texts (rows that answer nothing) of more words are cut into passages of at most so many (and ten times as many
+    characters), at the ends of paragraphs or else sentences, each a row, all of one group; 0: texts stay whole."""
     streaming: bool = False
     """Read a hub table row by row as it arrives, through `datasets`, in place of fetching its files first."""
     license: str = ""

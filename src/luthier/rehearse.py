@@ -1,8 +1,9 @@
 """`luthier rehearse`: the same recipe end to end at toy size, so that its mistakes show before a GPU is paid for.
 
 Each base becomes its toy twin; at most 64 rows of each source are read; a source that cannot be reached is replaced
-by rows made up under the same column names. What a processor cannot do (float16, paged optimizers, kernels that are
-not installed) is replaced and said. What is being rehearsed stays: read-out, targets, tuning, data steps, batches.
+by rows made up under the same column names, and an exam by made-up questions. What a processor cannot do (float16,
+paged optimizers, kernels that are not installed) is replaced and said. What is being rehearsed stays: read-out,
+targets, tuning, data steps, batches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from luthier.console import say
 from luthier.data.building.context import Context
+from luthier.data.exams import read_exam, write_standin_exam
 from luthier.data.readers import columns_seen, open_source, peek
 from luthier.data.shapes import graded
 from luthier.data.simulate import write_forms
@@ -27,6 +29,7 @@ from luthier.data.standins import write_standin
 from luthier.errors import SourceError
 from luthier.recipe import Recipe
 from luthier.recipe_data import Columns, Source
+from luthier.recipe_exam import ExamSettings
 from luthier.recipe_model import ModelConfig
 from luthier.recipefile import stage_recipes, to_tree
 from luthier.stages.sources import table_request
@@ -36,6 +39,8 @@ STEPS = 24
 """Optimizer steps of a chat: enough for two checkpoints ten steps apart, and for the loss to fall."""
 TOY_RATE = 1.0e-2
 """Lowest learning rate of a chat: at the rates of real models a toy of random weights learns nothing to be seen."""
+TOY_TOKENS_PER_WORD = 8
+"""More than most words have in the toys' vocabulary of some six hundred pieces."""
 TWINS = (
     (r"qwen-?3", "toy:qwen3"),
     (r"qwen", "toy:qwen2"),
@@ -54,7 +59,8 @@ def rehearsal(recipe: Recipe, folder: Path) -> Tree:
     tree = deepcopy(to_tree(recipe))
     stages = stage_recipes(recipe)
     notes: list[str] = []
-    _merge(tree, _smaller(next(iter(stages.values())), notes))
+    first = next(iter(stages.values()))
+    _merge(tree, _smaller(first, notes))
     for name, stage in tree["stages"].items():
         stage.get("data", {}).pop("sources", None)  # all of them are written out below, as the stages resolve them
         _merge(stage, _smaller(stages[name], notes))
@@ -64,18 +70,51 @@ def rehearsal(recipe: Recipe, folder: Path) -> Tree:
     with ThreadPoolExecutor() as pool:  # a hub that is silent costs its patience once, not once for each source
         reasons = list(pool.map(lambda item: _unreachable(item[0], request.columns, request.graded), request.sources))
     for number, ((source, split), reason) in enumerate(zip(request.sources, reasons, strict=True)):
-        tree["data"]["sources"][source.name] = where = asdict(source) | {"limit": min(source.limit or ROWS, ROWS)}
+        tree["data"]["sources"][source.name] = where = asdict(source) | _less_of(source, first.model.max_tokens)
         if not reason:
             continue
         if request.graded:
             say(f"{source.name}: {reason}; simulated answers stand in for it")
             path = _answers(source.name, split == "test", request.columns, folder, 1000 + number)
         else:
-            say(f"{source.name}: {reason}; made-up chats stand in for it")
+            kind = "texts" if source.format == "text" else "chats"
+            say(f"{source.name}: {reason}; made-up {kind} stand in for it")
             path = folder / f"{source.name}.jsonl"
             write_standin(source, path, ROWS, 1000 + number)
         where |= {"hub": "", "path": str(path), "streaming": False}
+    for stage in stages.values():
+        _examine_less(tree, stage, folder)
     return tree
+
+
+def _examine_less(tree: Tree, stage: Recipe, folder: Path) -> None:
+    """At most ROWS items of a stage's exams and of the pools of their solved questions, made up where they are not
+    there. Answers are counted as the whole file says: the first items alone might not tell."""
+    trees = [tree, *tree["stages"].values()]
+    for name, settings in stage.evaluate.exams.items():
+        for role in filter(None, (name, settings.pool)):
+            source, own = stage.data.sources[role], settings if role == name else ExamSettings()
+            where = tree["data"]["sources"][role] = asdict(source)
+            try:
+                exam = read_exam(source, role, own.labels, own.answers)
+            except SourceError as error:
+                say(f"{role}: {error.message}; made-up questions stand in for it")
+                path = folder / f"{role}.jsonl"
+                write_standin_exam(path, "options", ROWS, len(role))
+                where |= asdict(Source(name=role, path=str(path)))
+                over = {"labels": "", "answers": ""}
+            else:
+                where["limit"] = source.limit if own.labels else min(source.limit or ROWS, ROWS)
+                over = {"answers": exam.answers}
+            for part in trees if role == name else []:
+                if name in part.get("evaluate", {}).get("exams", {}):
+                    _merge(part["evaluate"]["exams"], {name: over})
+
+
+def _less_of(source: Source, max_tokens: int) -> Tree:
+    """A few rows of a source. The toy's tokens are short: passages of a real base's length would all be too long."""
+    words = min(source.passage_words, max(1, max_tokens // TOY_TOKENS_PER_WORD))
+    return {"limit": min(source.limit or ROWS, ROWS), "passage_words": words}
 
 
 def twin(base: str) -> str:
@@ -91,7 +130,7 @@ def twin(base: str) -> str:
 def _smaller(recipe: Recipe, notes: list[str]) -> Tree:
     """The settings that make a resolved stage cheap, as keys to override."""
     shared = {"evaluate": {"resamples": min(recipe.evaluate.resamples, 200)}, "publish": {"push": False}}
-    if recipe.task.kind == "chat":
+    if recipe.task.of_text:
         return {**shared, **_smaller_chat(recipe, notes)}
     model = {"base": "toy:phi4-multimodal", "revision": "", "builtin_adapter": "", "dtype": "float32"}
     return {**shared, "model": model, "train": {"epochs": 1, "max_steps": 0, "log_every": 1}}

@@ -271,7 +271,7 @@ def test_a_tokenizer_without_a_template_is_refused_with_a_mend():
     tokenizer = tokenizer_of(QWEN)
     tokenizer.chat_template = None
     with pytest.raises(RequestError, match="no chat template") as caught:
-        ChatTemplate.of(tokenizer)
+        render(tokenizer, THREE_TURNS)
     assert caught.value.mend
 
 

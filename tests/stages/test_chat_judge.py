@@ -37,7 +37,7 @@ def scored(held, factor: float) -> dict:
     made.evaluate.resamples = 30
     ids = found.names
     items = HeldOut(
-        ids, ["a"] * 12, ids, chat_judge._weighed_bytes(found, base.tokenizer), np.ones(12, np.int64), losses, losses
+        ids, ["a"] * 12, ids, chat_judge.weighed_bytes(found, base.tokenizer), np.ones(12, np.int64), losses, losses
     )
     return scores(items, made)
 
@@ -51,7 +51,7 @@ def test_a_weight_that_all_share_changes_no_score(held):
 
 def test_bytes_are_those_of_the_answers_text(held):
     _, base, _, lessons = held
-    whole = chat_judge._weighed_bytes(lessons, base.tokenizer)
+    whole = chat_judge.weighed_bytes(lessons, base.tokenizer)
     for number, item in enumerate(chats.chats(12)):
         answers = [message.text for message in item.row.messages if message.role == "assistant"]
         assert whole[number] == sum(len(text.encode()) for text in answers)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from support.chats import make_job, recipe
-
 from luthier.files import sha256_file
 from luthier.train.loop import train
+from support.chats import make_job, recipe
 
 
 def weights(job, step):

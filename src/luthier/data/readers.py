@@ -140,7 +140,7 @@ def _local(source: Source) -> Found:
         if not path.exists():
             raise SourceError(f"source {source.name}: {path} is not there", mend)
         if path.is_dir():
-            return find_rows(path, source.split)
+            return find_rows(path, source.split, corpus=source.format == "text")
         if not path.is_file():  # a pipe would be waited for without end, and cannot be read twice
             raise SourceError(f"source {source.name}: {path} is neither a file nor a folder", mend)
     except Nothing as error:

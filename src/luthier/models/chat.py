@@ -45,23 +45,29 @@ class ChatTemplate:
     takes_parts: bool
     stop: int | None
     """The token that ends an assistant's turn; None where the template writes none."""
+    begins: int | None
+    """The token that every text begins with (BOS), as the tokenizer adds it or the template writes it."""
+    ends: int | None
+    """The token that ends a text (EOS), or the one that ends a turn where the tokenizer has none."""
     placeholders: dict[str, str] = field(default_factory=dict)
     """What the template writes for one image, audio or video; no key where it writes nothing."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
-        """Try the template of a tokenizer. Raises RequestError where there is none, or none that can be used."""
+        """Try the template of a tokenizer. Raises RequestError where it cannot be used.
+
+        Where there is none, texts can be read and written but no chats: see `chats`.
+        """
         name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
-        if not getattr(tokenizer, "chat_template", None):
-            raise RequestError(
-                f"{name}: the tokenizer has no chat template",
-                "take the base's -instruct or -chat version, or set tokenizer.chat_template",
-            )
         if not tokenizer.is_fast:
             raise RequestError(
                 f"{name}: a slow tokenizer does not say which characters a token stands for",
                 "save the fast one (tokenizer.json) beside it",
             )
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        added = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        if not getattr(tokenizer, "chat_template", None):
+            return cls(tokenizer, name, False, False, stop=None, begins=bos if added else None, ends=eos)
         spelled = _try(tokenizer, [{"role": "user", "content": _PROBE}])
         listed = _try(tokenizer, [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
         strings = isinstance(spelled, str) and _PROBE in spelled
@@ -73,14 +79,31 @@ class ChatTemplate:
                 f"{name}: the chat template cannot write one question: {first_line(reason)}",
                 "set tokenizer.chat_template to one that fits the base",
             )
+        written = str(spelled if strings else listed).startswith(tokenizer.bos_token or _PROBE)
+        stop = _find_stop(tokenizer, strings)
         return cls(
             tokenizer,
             name,
             takes_strings=strings,
             takes_parts=parts,
-            stop=_find_stop(tokenizer, strings),
+            stop=stop,
+            begins=bos if added or written else None,
+            ends=stop if eos is None else eos,
             placeholders=_find_placeholders(tokenizer) if parts else {},
         )
+
+    @property
+    def chats(self) -> bool:
+        """Whether there is a template at all."""
+        return self.takes_strings or self.takes_parts
+
+    def require_chats(self) -> None:
+        """Raise RequestError where there is no template."""
+        if not self.chats:
+            raise RequestError(
+                f"{self.name}: the tokenizer has no chat template",
+                "take the base's -instruct or -chat version; without one only texts (format: text) can be trained on",
+            )
 
     def turn(self, message: Message) -> dict[str, Any]:
         """One message as the template wants it. No key is ever null: some templates test only that a key is there.
@@ -88,6 +111,7 @@ class ChatTemplate:
         Media become `{"type": "image"}` and so on; tool calls, names and the like pass through, with the
         arguments of calls as objects, for templates write them as JSON themselves.
         """
+        self.require_chats()
         found = _more_of(message.more)
         for call in found.get("tool_calls") or ():
             _open_arguments(call)
@@ -111,8 +135,9 @@ class ChatTemplate:
     def write(self, turns: Sequence[dict[str, Any]], tools: Any = None, prompt: bool = False) -> Written:
         """Render turns made by `turn`. `prompt` adds the beginning of an assistant's turn, as a question has it.
 
-        Raises ChatError("template_refuses") with the template's own words.
+        Raises ChatError("template_refuses") with the template's own words, RequestError where there is no template.
         """
+        self.require_chats()
         try:
             marks = not prompt and "endgeneration" in self.tokenizer.get_chat_template(None, tools)
             texts, places = _render(self.tokenizer, turns, tools, marks, prompt)

@@ -140,11 +140,10 @@ class Lessons:
         return found
 
     def digest(self) -> str:
-        """sha256 of every row's ids and weights, in order."""
-        found = hashlib.sha256()
-        for array in (self.starts, self.ids_T, self.weight_T):
-            found.update(np.ascontiguousarray(array).data)
-        return found.hexdigest()
+        """sha256 of what is learned, ids and weights of every row, in whatever order the rows lie."""
+        rows = (self[place] for place in range(len(self)))
+        digests = sorted(hashlib.sha256(row.ids_L.tobytes() + row.weight_L.tobytes()).digest() for row in rows)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
 
     @property
     def target_tokens(self) -> int:

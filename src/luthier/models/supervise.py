@@ -4,6 +4,7 @@ Where a template marks what is generated, its marks are used. Elsewhere every an
 asks for it ends, and that is proved: the prompt's token ids are the first ids of the whole row. Where tokens
 merge across that border the characters decide; where the template writes earlier turns differently, it is
 rendered once more with stand-ins for the answers. A row of which none of this holds is refused, never guessed.
+A row that is one turn of the assistant and answers nothing is a text: it goes past the template, as a base reads text.
 This module knows nothing of batches, padding, tensors and length limits: nothing is cut here.
 """
 
@@ -19,7 +20,7 @@ from luthier.errors import ChatError
 from luthier.models.chat import ChatTemplate, Written, tools_of
 from luthier.schema import Message, Row
 
-Proof = Literal["marks", "ids", "characters", "none"]
+Proof = Literal["marks", "ids", "characters", "text", "none"]
 _STAND_IN = "Zq\ue0a7{}\ue0a7qZ"
 """Put in place of answers to see what a template writes around them; from the private use area of Unicode."""
 
@@ -34,7 +35,8 @@ class Rendered:
     learned: tuple[tuple[int, int], ...]
     """The learned places of `text`, in characters (start, end), in order."""
     proof: Proof
-    """How the beginnings of the answers are known: the template's marks, equal token ids, or characters."""
+    """How the beginnings of the answers are known: the template's marks, equal token ids, or characters. Of a text
+    nothing need be known: all of it is learned."""
     answers: tuple[tuple[int, int], ...] = ()
     """The learned places in tokens (begin, end), one an assistant's turn that has any, stop token included."""
     unstopped: int = 0
@@ -51,6 +53,8 @@ class _Draft:
     written: Written
     prompts: tuple[str, ...] = ()
     starts: tuple[int, ...] = ()
+    is_text: bool = False
+    """`written` holds the words of a text, without the tokens that begin and end it."""
 
 
 def render(tokenizer: Any, row: Row) -> Rendered:
@@ -91,6 +95,9 @@ def render_rows(template: ChatTemplate, rows: Sequence[Row]) -> list[Rendered | 
         ids, offsets = encoded["input_ids"][number], encoded["offset_mapping"][number]
         wanted = asked[at : at + len(draft.prompts)]
         number, at = number + 1, at + len(draft.prompts)
+        if draft.is_text:
+            found.append(_whole_text(template, draft.written.text, ids))
+            continue
         try:
             found.append(_Masker(template, draft, ids, offsets).masked(wanted))
         except ChatError as error:
@@ -100,6 +107,8 @@ def render_rows(template: ChatTemplate, rows: Sequence[Row]) -> list[Rendered | 
 
 def _write(template: ChatTemplate, row: Row) -> _Draft:
     """Text of a row, and where its answers begin."""
+    if _is_text(row):
+        return _Draft(row, [], None, Written(row.messages[0].text), is_text=True)
     turns, tools = [template.turn(message) for message in row.messages], tools_of(row)
     draft = _Draft(row, turns, tools, template.write(turns, tools))
     answers = [number for number, message in enumerate(row.messages) if message.role == "assistant"]
@@ -115,6 +124,30 @@ def _write(template: ChatTemplate, row: Row) -> _Draft:
     if len(prompts) == len(answers) and all(text.startswith(prompt) for prompt in prompts):
         return replace(draft, prompts=tuple(prompts), starts=tuple(len(prompt) for prompt in prompts))
     return replace(draft, starts=_starts_by_stand_ins(template, draft, answers))
+
+
+def _is_text(row: Row) -> bool:
+    """Whether a row is one text of the assistant, which no question and no tool comes before."""
+    if len(row.messages) != 1 or row.messages[0].role != "assistant" or tools_of(row):
+        return False
+    (message,) = row.messages
+    return all(part.type == "text" for part in message.content) and '"tool_calls"' not in message.more
+
+
+def _whole_text(template: ChatTemplate, words: str, ids: list[int]) -> Rendered:
+    """A text between the tokens that begin and end texts. All but the first of them (BOS) is learned.
+
+    The tokens between are those that the tokenizer gives the words by themselves, so that the lesson begins as any
+    text does that the base is asked to go on with.
+    """
+    if not ids:
+        return Rendered("", (), (), (), "text")
+    first = [template.begins] if template.begins is not None else []
+    last = [template.ends] if template.ends is not None else []
+    before, after = ("".join(template.tokenizer.convert_ids_to_tokens(side)) for side in (first, last))
+    text, whole, begin = f"{before}{words}{after}", (*first, *ids, *last), len(first)
+    mask = (*[False] * begin, *[True] * (len(whole) - begin))
+    return Rendered(text, whole, mask, ((len(before), len(text)),), "text", ((begin, len(whole)),), int(not last))
 
 
 def _starts_by_stand_ins(template: ChatTemplate, draft: _Draft, answers: list[int]) -> tuple[int, ...]:

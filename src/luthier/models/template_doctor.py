@@ -141,9 +141,8 @@ def examine(
                 found.shown.append(rendered)
             for reason, detail in _troubles(row, rendered, places, reserved):
                 _note(found, row, reason, detail)
-    bos = tokenizer.bos_token_id
-    adds = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-    found.unwritten_bos = adds and bool(found.shown) and found.shown[0].ids[:1] != (bos,)
+    bos = template.begins
+    found.unwritten_bos = bos is not None and any(one.ids[:1] != (bos,) for one in found.shown if one.ids)
     found.seconds = time.perf_counter() - began
     return found
 

@@ -75,8 +75,8 @@ class TextBase:
 def load_text_base(config: ModelConfig, device: str | torch.device = "cpu") -> TextBase:
     """Load tokenizer and weights by name, and put them on a device (a quantised model cannot be moved later).
 
-    Raises SourceError for a base that cannot be reached or read, RequestError for one that cannot be used: without a
-    chat template, with weights missing, with code of its own, quantised without bitsandbytes.
+    Raises SourceError for a base that cannot be reached or read, RequestError for one that cannot be used: with a
+    chat template that writes no question, with weights missing, with code of its own, quantised without bitsandbytes.
     """
     place = torch.device(device)
     tokenizer = load_tokenizer(config.base, config.revision)

@@ -117,14 +117,14 @@ def _held_out(ready: PreparedChat, run: RunDir, stage: StageDir) -> HeldOut | No
         lessons.names,
         [row.provenance.source for row in rows],
         [row.group for row in rows],
-        _weighed_bytes(lessons, ready.base.tokenizer),
+        weighed_bytes(lessons, ready.base.tokenizer),
         np.array([np.count_nonzero(lessons[i].weight_L) for i in range(len(lessons))]),
         AnswerLosses(*(np.array([before[name][key] for name in lessons.names]) for key in ("nll", "weight"))),
         after,
     )
 
 
-def _weighed_bytes(lessons: Lessons, tokenizer: Any) -> NDArray[np.float64]:
+def weighed_bytes(lessons: Lessons, tokenizer: Any) -> NDArray[np.float64]:
     """UTF-8 bytes of each row's targets, each as its token weighs."""
     found = []
     for lesson in (lessons[i] for i in range(len(lessons))):

@@ -26,6 +26,7 @@ from luthier.rundir import RunDir
 from luthier.runtime.devices import Devices
 from luthier.runtime.memory import return_freed_memory
 from luthier.stages.chat_rows import ChatRows, Numbers
+from luthier.stages.examination import StageExams
 from luthier.stages.fit import Fit
 
 _SCORED_TOKENS = 8192
@@ -47,7 +48,7 @@ class PreparedChat:
     feed: ChatFeed
     validation: Lessons | None
     held_out: Lessons | None
-    exams: Any
+    exams: StageExams | None
 
     def fit(self) -> Fit:
         """This stage as something to be trained."""
@@ -106,11 +107,7 @@ def prepare_chat(run: RunDir, name: str, recipe: Recipe) -> PreparedChat:
     scoring = replace(
         layout, micro_rows=recipe.evaluate.batch_size, micro_tokens=train.micro_batch_tokens or _SCORED_TOKENS
     )
-    exams = None
-    if recipe.evaluate.exams:
-        from luthier.stages.examination import StageExams
-
-        exams = StageExams.of(recipe, run, run.stage(name), model, base, devices)
+    exams = StageExams.of(recipe, run, run.stage(name), model, base, devices) if recipe.evaluate.exams else None
     return PreparedChat(base, model, devices, scoring, lessons, feed, validation, held_out, exams)
 
 
@@ -152,7 +149,8 @@ def _looked_at(rows: ChatRows, recipe: Recipe) -> tuple[Lessons | None, Lessons 
     held_out = _lessons(rows, "test", rows.numbers("test", recipe.data.test))
     if held_out is not None:
         return validation, held_out
-    chooses = recipe.train.select == "best" or recipe.train.early_stopping_patience > 0
+    train = recipe.train
+    chooses = train.select == "best" or (train.early_stopping_patience > 0 and train.select != "exam")
     if chooses and most and len(numbers) > most:
         return validation, _lessons(rows, "held-out", numbers[most:])
     if chooses and validation is not None:

@@ -8,27 +8,29 @@ repeated: a run that is resumed goes on at the item where it was cut.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from luthier.console import say
-from luthier.data.exams import Exam, exam_record, read_exam, touched_items, write_items
+from luthier.data.exams import Exam, read_exam, touched_items
 from luthier.errors import CheckpointError, RequestError
 from luthier.evaluate.exams import Examiner
-from luthier.evaluate.sweep import Candidate, Sitter
-from luthier.files import read_json, read_jsonl, verify_folder, write_json
+from luthier.evaluate.journal import AnswerCache, answer_cache
+from luthier.evaluate.sweep import BASE, Candidate, Paper, Sitter
+from luthier.files import read_json, read_jsonl, verify_folder
 from luthier.models.chat import ChatTemplate
 from luthier.models.chat_model import ChatModel
 from luthier.models.learner import Learner
 from luthier.models.text_base import TextBase
 from luthier.outcome.examined import conclude, write_scores
+from luthier.outcome.looks import record_look
 from luthier.recipe import Recipe
 from luthier.rundir import ExamDir, RunDir, StageDir
 from luthier.runtime.checkpoints import Checkpoints
 from luthier.runtime.devices import Devices
 
-BEFORE = "base"
-"""The candidate that every checkpoint is held against: the model before this stage."""
+START = "start"
+"""What an earlier stage left, as a candidate."""
 
 
 def prepare_exam(recipe: Recipe, name: str, template: ChatTemplate) -> tuple[Exam, Examiner]:
@@ -52,7 +54,6 @@ class StageExams:
     """The exams of a stage, made ready for its tokenizer."""
 
     recipe: Recipe
-    model: ChatModel
     sitter: Sitter
     exams: dict[str, _Prepared]
 
@@ -64,27 +65,27 @@ class StageExams:
         template, found = ChatTemplate.of(base.tokenizer), dict[str, _Prepared]()
         for name, settings in recipe.evaluate.exams.items():
             exam, examiner = prepare_exam(recipe, name, template)
-            place = stage.exam(name)
-            if not place.exam.is_file():
-                record = exam_record(exam, asdict(settings))
-                record.overlap = touched_items(run.data, recipe.data.sources[name])
-                if record.overlap:
-                    say(
-                        f"exam {name}: {len(record.overlap):,} of {len(exam.items):,} items are touched by the training "
-                        "rows; scores are given with and without them"
-                    )
-                write_items(exam, place.items)
-                write_json(place.exam, record.to_json())
-            elif read_json(place.exam)["digest"] != exam.digest:
-                raise RequestError(
-                    f"{place.path}: examined another version of {name} before", "begin a new run with the file as it is"
+            overlap = touched_items(run.data, recipe.data.sources[name])
+            if overlap:
+                say(
+                    f"exam {name}: {len(overlap):,} of {len(exam.items):,} items are touched by the training rows; "
+                    "scores are given with and without them"
                 )
+            place = stage.exam(name)
+            Paper(exam, settings, place, overlap=overlap).lay_out()
             found[name] = _Prepared(examiner, place)
-        return cls(recipe, model, Sitter(base, model.language_model, devices), found)
+        return cls(recipe, Sitter(base, model.language_model, devices, AnswerCache(answer_cache())), found)
 
     def before(self) -> None:
-        """Examine the model as the stage begins."""
-        self._sit(Candidate(BEFORE))
+        """Examine the base alone, and what an earlier stage left where this one starts from it."""
+        model = self.sitter.model
+        if hasattr(model, "disable_adapter"):
+            with model.disable_adapter():
+                self._sit(Candidate(BASE))
+        elif not self.recipe.start_from:  # not a weight is tuned yet
+            self._sit(Candidate(BASE))
+        if self.recipe.start_from:
+            self._sit(Candidate(START))
 
     def during(self, step: int) -> bool:
         """See `Examination`: with evaluate.examine: during, where `step` is due."""
@@ -114,9 +115,12 @@ class StageExams:
                 raise CheckpointError(f"{folder}: {wrong}", "resume the run: broken checkpoints are made again")
             learner.load(folder)
             self._sit(_candidate(step))
-        tables = {name: self._conclude(name) for name in self.exams}
-        chooser = self.recipe.evaluate.choose_by
-        if self.recipe.train.select != "exam":
+        chooser, evaluate = self._chooser, self.recipe.evaluate
+        tables = {
+            name: conclude(exam.place, choose=name == chooser, resamples=evaluate.resamples, seed=self.recipe.seed)
+            for name, exam in self.exams.items()
+        }
+        if not chooser:
             return 0
         chosen = tables[chooser]["chosen"]
         say(f"{chosen} is kept: the earliest checkpoint that {chooser} cannot tell from the best")
@@ -139,6 +143,11 @@ class StageExams:
         return next((name for name in self.exams if name != self.recipe.evaluate.choose_by), next(iter(self.exams)))
 
     @property
+    def _chooser(self) -> str:
+        """The exam that chooses the checkpoint; "" where none does."""
+        return self.recipe.evaluate.choose_by if self.recipe.train.select == "exam" else ""
+
+    @property
     def _every(self) -> int:
         return self.recipe.train.save_every * self.recipe.evaluate.examine_every
 
@@ -146,9 +155,12 @@ class StageExams:
         return all(exam.place.candidate(candidate.name).finished for exam in self.exams.values())
 
     def _sit(self, candidate: Candidate) -> None:
-        for exam in self.exams.values():
+        evaluate, chooser = self.recipe.evaluate, self._chooser
+        for name, exam in self.exams.items():
             self.sitter.sit(candidate, exam.examiner, exam.place)
-            write_scores(exam.place, candidate.name)
+            write_scores(exam.place, candidate.name, resamples=evaluate.resamples, seed=self.recipe.seed)
+            record = read_json(exam.place.candidate(candidate.name).record)
+            record_look(exam.examiner.exam.digest, record["key"], "choose" if name == chooser else "report")
 
     def _looks(self, step: int) -> list[float]:
         """What examined checkpoints up to a step lost on the exam that chooses, in order; lower is better."""
@@ -157,12 +169,6 @@ class StageExams:
             scores = read_json(place.candidate(_name(number)).scores)
             found.append(scores["log_loss"]["value"] if "log_loss" in scores else -scores["accuracy"]["value"])
         return found
-
-    def _conclude(self, name: str) -> dict[str, Any]:
-        place, evaluate = self.exams[name].place, self.recipe.evaluate
-        table = conclude(place, resamples=evaluate.resamples, seed=self.recipe.seed)
-        write_json(place.table, table)
-        return table
 
 
 def _name(step: int) -> str:

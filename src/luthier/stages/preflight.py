@@ -31,6 +31,7 @@ from luthier.runtime.disk import check_room, most_checkpoints, planned_bytes
 from luthier.runtime.memory_estimate import fits
 from luthier.runtime.tracking import missing_trackers
 from luthier.stages.chat_cost import feed_load, memory_of, sample_feed
+from luthier.stages.examination import prepare_exam
 from luthier.train.optim import check_optimizer
 
 SAMPLE = 1000
@@ -80,8 +81,6 @@ def look_ahead(stages: Mapping[str, Recipe], folder: Path | None = None) -> list
         found.attempt(name, partial(check_optimizer, recipe.train))
         tokenizer = found.attempt(name, partial(_tokenizer, recipe))
         for exam in recipe.evaluate.exams if tokenizer is not None else ():
-            from luthier.stages.examination import prepare_exam
-
             found.attempt(name, partial(prepare_exam, recipe, exam, ChatTemplate.of(tokenizer)))
         if devices is not None and tokenizer is not None:
             trained[name] = found.attempt(name, partial(_trained_bytes, recipe, tokenizer, devices)) or 0
@@ -110,7 +109,7 @@ def look_at_splits(stages: Mapping[str, Recipe], table: Path) -> list[str]:
         validates = any(counts["validation", source] for source in data.train)
         for key, wanted in (
             ("select", train.select == "best"),
-            ("early_stopping_patience", train.early_stopping_patience > 0),
+            ("early_stopping_patience", train.early_stopping_patience > 0 and train.select != "exam"),
             ("validate_every", train.validate_every > 0),
         ):
             if wanted and not validates:

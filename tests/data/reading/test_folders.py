@@ -134,3 +134,15 @@ def test_layouts_in_their_order() -> None:
     assert split_files(files, "test") == ["test/a.parquet"]
     assert split_files(files, "validation") == ["validation-1.parquet"]
     assert split_files(files, "dev") == []
+
+
+def test_a_corpus_is_all_texts_and_lines_of_its_folders(tmp_path: Path) -> None:
+    fill(
+        tmp_path, "b.jsonl", "wiki/a.txt", "wiki/README.md", "wiki/a.png", "reddit/x/a.md", "test/c.txt", "LICENSE.txt"
+    )
+    assert names(tmp_path, format="text") == ["b.jsonl", "reddit/x/a.md", "wiki/a.txt"]
+    assert names(tmp_path, format="auto") == ["b.jsonl"]
+    assert reading(tmp_path, format="text").sniffed == "1 file of jsonl; 2 files of text"
+    whole = reading(tmp_path, format="text", sample_by="document")
+    assert {"text": "wiki/a.txt"} in [record for _, record in whole]
+    assert len({origin for origin, _ in whole}) == 4

@@ -1,7 +1,8 @@
 """Takes one source to a stage: records to rows, rows through the steps, what is left into an Arrow file.
 
 Knows readers, formats and steps by their interfaces; refuses to know other sources, splits and duplicates. Rows stream:
-what is in memory does not grow with their number. Every record ends in the stage or, with its reason, in its ledger.
+what is in memory does not grow with their number. Every record ends in the stage or, with its reason, in its ledger;
+of a text that is cut into passages, every passage does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from luthier.data.building.stagecache import TOUCHED, StageCache, stage_key, tou
 from luthier.data.building.stagewriter import Changes, StageWriter
 from luthier.data.formats import adapter, detect
 from luthier.data.readers import Broken, Reading, columns_seen, open_source, peek
+from luthier.data.shapes.passages import passages
 from luthier.errors import DataError, SourceError
 from luthier.recipe_data import Source
 from luthier.schema import Draft, Drop, Row, canonical
@@ -32,7 +34,7 @@ from luthier.schema import Draft, Drop, Row, canonical
 WORKERS = 2  # sound and pictures are decoded outside the interpreter's lock
 _AHEAD = 16  # recordings in memory at once
 _MEDIA_FORMATS = ("graded", "image_caption")
-Outcome = tuple[str, Draft | Drop]
+Outcome = Draft | Drop
 
 
 def ingest(source: Source, split: str, request: TableRequest, cache: StageCache) -> Stage:
@@ -100,13 +102,19 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
         request.limits,
     )
     outcomes = _outcomes(reading, adapter(chosen, context), pooled=chosen in _MEDIA_FORMATS)
+    records = 0
     with StageWriter(place, source.name) as writer, _few_collections():
-        for origin, outcome in progress(outcomes, f"reading {source.name}"):
-            writer.seen += 1
+        for outcome in progress(outcomes, f"reading {source.name}"):
+            records += 1
             if isinstance(outcome, Drop):
+                writer.seen += 1
                 writer.drop(outcome)
-            else:
-                _through_steps(origin, outcome, request, writer)
+                continue
+            for draft in passages(outcome, source.passage_words):
+                writer.seen += 1
+                _through_steps(draft, request, writer)
+    if writer.seen > records:
+        say(f"{source.name}: {records:,} records, the long texts among them cut into passages: {writer.seen:,} in all")
     if not writer.rows:
         raise _none_left(source.name, writer)
     touched = touch(context.touched)
@@ -120,6 +128,7 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
         "hub": "" if source.path else source.hub,
         "license": source.license,
         "attribution": source.attribution,
+        "records": records,
         "in": writer.seen,
         "rows": writer.rows,
         "batches": writer.batches,
@@ -156,27 +165,26 @@ def _outcomes(records: Reading, adapt: Adapter, pooled: bool) -> Iterator[Outcom
     """What each record became, in order; media are decoded by a small pool that never runs far ahead."""
     source = records.source.name
 
-    def one(origin: str, record: Record | Broken) -> Draft | Drop:
+    def one(origin: str, record: Record | Broken) -> Outcome:
         if isinstance(record, Broken):
             return Drop(source, origin, record.reason, record.detail)
         return adapt(origin, record)
 
     if not pooled:
         for origin, record in records:
-            yield origin, one(origin, record)
+            yield one(origin, record)
         return
-    waiting: deque[tuple[str, Future[Draft | Drop]]] = deque()
+    waiting: deque[Future[Outcome]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         for origin, record in records:
-            waiting.append((origin, pool.submit(one, origin, record)))
+            waiting.append(pool.submit(one, origin, record))
             if len(waiting) >= _AHEAD:
-                name, future = waiting.popleft()
-                yield name, future.result()
-        for name, future in waiting:
-            yield name, future.result()
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
-def _through_steps(origin: str, draft: Draft, request: TableRequest, writer: StageWriter) -> None:
+def _through_steps(draft: Draft, request: TableRequest, writer: StageWriter) -> None:
     row, changes = draft.row, list[Changes]()
     for step in request.steps:
         after = step.apply(row)

@@ -40,14 +40,20 @@ class Nothing(ValueError):
     """A folder in which the rows cannot be told; the text lists what is there."""
 
 
-def find_rows(folder: Path, split: str) -> Found:
-    """What to read in a folder. Raises Nothing where there is no table, or where it is not clear which one."""
+def find_rows(folder: Path, split: str, corpus: bool = False) -> Found:
+    """What to read in a folder. Raises Nothing where there is no table, or where it is not clear which one.
+
+    `corpus`: texts are looked for, which lie in text files and in JSON lines, at any depth and side by side.
+    """
     names = _names(folder)
     top = [name for name in names if "/" not in name]
     metadata = [name for name in top if _METADATA.fullmatch(name)]
     if metadata:
         kinds = _media_kinds(names)
         return Found(folder, (folder / metadata[0],), about=f"folder of {kinds} with {metadata[0]}" if kinds else "")
+    texts = [name for shape in ("jsonl", "text") for name in _unsplit(names, split, shape)] if corpus else []
+    if texts:
+        return Found(folder, tuple(folder / name for name in texts))
     shards = {shape: found for shape in TABLES if (found := shard_files(names, split, shape))}
     if not shards:
         shards = {shape: found for shape in TABLES if (found := _unsplit(top, split, shape))}
@@ -62,6 +68,12 @@ def find_rows(folder: Path, split: str) -> Found:
     if texts:
         return Found(folder, tuple(folder / name for name in texts))
     raise Nothing(f"there is no table, text or media of the split {split!r} (it holds {_listed(names)})")
+
+
+def readable_files(folder: Path) -> list[Path]:
+    """All tables and texts below a folder, of whatever split, less those that tell of the others (README and such)."""
+    names = [name for name in _names(folder) if named_shape(name) and not _aside(name)]
+    return [folder / name for name in names]
 
 
 def split_files(names: Sequence[str], split: str, suffix: str = "parquet") -> list[str]:
@@ -111,13 +123,19 @@ def _names(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _unsplit(top: Sequence[str], split: str, shape: str) -> list[str]:
-    """Files of a shape whose names do not say that they are of another split."""
+def _unsplit(names: Sequence[str], split: str, shape: str) -> list[str]:
+    """Files of a shape whose names, and those of their folders, do not say that they are of another split."""
     return [
         name
-        for name in top
-        if named_shape(name) == shape and not _ASIDE.fullmatch(name) and _split_of(name) in ("", split)
+        for name in names
+        if named_shape(name) == shape
+        and not _aside(name)
+        and all(_split_of(part) in ("", split) for part in PurePosixPath(name).parts)
     ]
+
+
+def _aside(name: str) -> bool:
+    return _ASIDE.fullmatch(PurePosixPath(name).name) is not None
 
 
 def _split_of(name: str) -> str:
