@@ -99,6 +99,11 @@ class StageDir:
         return self.path / "before.jsonl"
 
     @property
+    def card(self) -> Path:
+        """What is to be said of the stage's model wherever it goes: its exams, and how often they were looked at."""
+        return self.path / "card.md"
+
+    @property
     def held_out(self) -> Path:
         """Losses of held-out rows, of a stage whose predictions are answers to exams."""
         return self.path / "held-out.jsonl"

@@ -14,11 +14,14 @@ from typing import Any
 from luthier.console import say, table
 from luthier.errors import ExistsError, Interrupted, RecipeError, RequestError
 from luthier.files import read_json, write_json, write_text
+from luthier.outcome.examtables import for_terminal
+from luthier.outcome.examview import of_stage
+from luthier.outcome.pagerecords import Records
 from luthier.quickstart import free_folder, headline, lay_out, shipped_recipes
 from luthier.recipe import Recipe, Scale
 from luthier.recipefile import digest, load_recipe, stage_recipes, to_yaml
 from luthier.records import RunManifest
-from luthier.rundir import RunDir, StageOptions, refuse_existing
+from luthier.rundir import RunDir, StageDir, StageOptions, refuse_existing
 
 _LIBRARIES = (
     "torch",
@@ -123,6 +126,9 @@ def _run(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) ->
         rundir.update_manifest(status="finished", finished=_now())
         report(rundir.path)
     say(headline(rundir.path))
+    for name in stage_recipes(loaded):
+        for view in of_stage(Records(rundir.stage(name).path)):
+            say(f"\nstage {name}, {for_terminal(view)}")
     say(f"report: {rundir.report}")
     return {
         "run": str(rundir.path),
@@ -192,16 +198,25 @@ def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -
 
 
 def report(folder: Path) -> Path:
-    """Write report.html of a run from its records."""
+    """Write report.html of a run from its records, and the card of each stage that sat exams."""
+    from luthier.outcome.cards import exam_card
     from luthier.outcome.report import write_report
 
-    return write_report(RunDir.open(folder).path)
+    for stage in sorted(RunDir.open(folder).path.glob("stages/*")):
+        card = exam_card(stage)
+        if card:
+            write_text(StageDir(stage).card, f"# {stage.name}\n\n{card}")
+    return write_report(folder)
 
 
-def quickstart(out: Path | None = None) -> dict[str, Any]:
-    """Synthetic answers, a toy model, two stages, a report. Without `out`: the first free quickstart-run folder."""
+def quickstart(out: Path | None = None, kind: str = "speaking") -> dict[str, Any]:
+    """Synthetic data, a toy model, stages, a report. Without `out`: the first free quickstart-run folder."""
     out = out or free_folder("quickstart-run")
-    recipe = lay_out(out)
+    recipe = lay_out(out, kind)
+    if kind == "expert":
+        import torch
+
+        torch.set_num_threads(1)  # its steps take hundredths of a second: threads would wait longer than they work
     return run(recipe, out / "run")
 
 

@@ -26,7 +26,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The axes of one chart. Ranges are in data units, `height` and `bottom` in units of the viewBox."""
+    """The axes of one chart. Ranges are in data units, the height and the margins in units of the viewBox."""
 
     title: str
     desc: str
@@ -34,22 +34,25 @@ class Frame:
     y_range: Point
     height: int = 270
     bottom: int = BOTTOM
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
 
     def x(self, value: float) -> float:
         """Horizontal place of a value."""
         low, high = self.x_range
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+        return self.left + (WIDTH - self.left - self.right) * (value - low) / (high - low)
 
     def y(self, value: float) -> float:
         """Vertical place of a value; larger is higher."""
         low, high = self.y_range
-        return self.height - self.bottom - (self.height - TOP - self.bottom) * (value - low) / (high - low)
+        return self.height - self.bottom - (self.height - self.top - self.bottom) * (value - low) / (high - low)
 
     def y_axis(self, ticks: Sequence[float], label: str) -> str:
         """Grid lines with their values, and the axis name above them, where it reads without turning."""
         lines = "".join(
-            f'<path class="rule" d="M{LEFT} {self.y(tick):.1f}H{WIDTH - RIGHT}"/>'
-            + text(LEFT - 5, self.y(tick) + 4, _short(tick), "end")
+            f'<path class="rule" d="M{self.left} {self.y(tick):.1f}H{WIDTH - self.right}"/>'
+            + text(self.left - 5, self.y(tick) + 4, _short(tick), "end")
             for tick in ticks
         )
         return lines + text(4, 12, label, css="ink strong")
@@ -59,14 +62,19 @@ class Frame:
         base = self.height - self.bottom
         values = "".join(text(self.x(tick), base + 14, _short(tick), "middle") for tick in ticks)
         return (
-            f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>'
+            f'<path class="axis" d="M{self.left} {base}H{WIDTH - self.right}"/>'
             + values
-            + text((LEFT + WIDTH - RIGHT) / 2, self.height - 5, label, "middle", "ink strong")
+            + text((self.left + WIDTH - self.right) / 2, self.height - 5, label, "middle", "ink strong")
         )
+
+    @property
+    def name(self) -> str:
+        """What the ids in this chart begin with; another chart of the page has another."""
+        return "c" + hashlib.sha256(f"{self.title}{self.desc}".encode()).hexdigest()[:10]
 
     def svg(self, *body: str) -> str:
         """The whole chart."""
-        name = "c" + hashlib.sha256(f"{self.title}{self.desc}".encode()).hexdigest()[:10]
+        name = self.name
         return (
             f'<svg class="chart" viewBox="0 0 {WIDTH} {self.height}" role="img" '
             f'aria-labelledby="{name}t {name}d"><title id="{name}t">{escape(self.title)}</title>'
@@ -106,10 +114,10 @@ def loss_chart(title: str, training: Sequence[Point], validation: Sequence[Point
     return frame.svg(
         frame.y_axis(y_ticks, "loss"),
         frame.x_axis(x_ticks, "optimizer step"),
-        _polyline(frame, thinned, "line s1"),
-        _polyline(frame, validation, "line dashed s2"),
+        polyline(frame, thinned, "line s1"),
+        polyline(frame, validation, "line dashed s2"),
         marks,
-        _legend(
+        legend(
             [
                 (css, name)
                 for css, name, series in (("s1", "training", training), ("s2", "validation", validation))
@@ -119,10 +127,12 @@ def loss_chart(title: str, training: Sequence[Point], validation: Sequence[Point
     )
 
 
-def reliability_chart(title: str, series: Sequence[tuple[str, Sequence[Bin]]]) -> str:
-    """Observed pass rate against mean prediction with 95% Wilson intervals; counts stand along the base.
+def reliability_chart(
+    title: str, series: Sequence[tuple[str, Sequence[Bin]]], observed: str = "observed pass rate"
+) -> str:
+    """What was observed against mean prediction with 95% Wilson intervals; counts stand along the base.
 
-    `series` holds at most two (name, bins) pairs; the counts shown are those of the first.
+    `series` holds at most two (name, bins) pairs; the counts shown are those of the first. `observed` names the axis.
     """
     series = [(name, bins) for name, bins in series if bins]
     if not series:
@@ -135,14 +145,14 @@ def reliability_chart(title: str, series: Sequence[tuple[str, Sequence[Bin]]]) -
     frame = Frame(title, desc, (0, 1), (0, 1))
     quarters = (0, 0.25, 0.5, 0.75, 1)
     body = [
-        frame.y_axis(quarters, "observed pass rate"),
+        frame.y_axis(quarters, observed),
         frame.x_axis(quarters, "predicted probability"),
         f'<path class="ideal" d="M{frame.x(0):.1f} {frame.y(0):.1f}L{frame.x(1):.1f} {frame.y(1):.1f}"/>',
     ]
     for place, (_, bins) in enumerate(series):
         css = f"s{place + 1}"
         body.append(
-            _polyline(frame, [(b.predicted, b.observed) for b in bins], f"line {css}" + (" dashed" if place else ""))
+            polyline(frame, [(b.predicted, b.observed) for b in bins], f"line {css}" + (" dashed" if place else ""))
         )
         for item in bins:
             x, y = frame.x(item.predicted), frame.y(item.observed)
@@ -157,7 +167,7 @@ def reliability_chart(title: str, series: Sequence[tuple[str, Sequence[Bin]]]) -
     label = f"{len(series[0][1])} bins, n = {' to '.join(map(str, sorted({counts[0], counts[-1]})))} each"
     body += [
         text(WIDTH - RIGHT - 4, frame.y(0) - 6, label, "end"),
-        _legend([(f"s{place + 1}", name) for place, (name, _) in enumerate(series)]),
+        legend([(f"s{place + 1}", name) for place, (name, _) in enumerate(series)]),
     ]
     return frame.svg(*body)
 
@@ -246,12 +256,13 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _polyline(frame: Frame, points: Sequence[Point], css: str) -> str:
+def polyline(frame: Frame, points: Sequence[Point], css: str) -> str:
+    """A line through points in data units; empty for none."""
     path = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in points)
     return f'<polyline class="{css}" points="{path}"/>' if points else ""
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
+def legend(entries: Sequence[tuple[str, str]]) -> str:
     """Swatches with names, right-aligned in the top line."""
     x, parts = float(WIDTH - RIGHT), []
     for css, name in reversed(entries):

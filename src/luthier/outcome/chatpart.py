@@ -21,13 +21,16 @@ Json = dict[str, Any]
 
 def kinds(recipe: str, names: Sequence[str]) -> dict[str, str]:
     """Stage -> task.kind by the text of recipe.yaml: a stage that has not finished has no record that says it."""
+    return {name: str(of_stage(recipe, name, "task", "kind") or "verdict") for name in names}
+
+
+def of_stage(recipe: str, stage: str, *keys: str) -> Any:
+    """What recipe.yaml's text says at some keys for a stage, or else for all; None where it says nothing."""
     try:
         tree = yaml.safe_load(recipe)
     except yaml.YAMLError:
-        tree = None
-    return {
-        name: str(_at(tree, "stages", name, "task", "kind") or _at(tree, "task", "kind") or "verdict") for name in names
-    }
+        return None
+    return _at(tree, "stages", stage, *keys) or _at(tree, *keys)
 
 
 def _at(tree: Any, *keys: str) -> Any:

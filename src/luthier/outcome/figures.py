@@ -79,6 +79,11 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if finite(value) else "–"
 
 
+def percent(value: Any, digits: int = 1) -> str:
+    """A share as people write it, 76.5%, or a dash."""
+    return f"{100 * value:.{digits}f}%" if finite(value) else "–"
+
+
 def count(value: Any) -> str:
     """A whole number in groups of three, or a dash."""
     return f"{value:,.0f}".replace(",", "\u202f") if finite(value) else "–"

@@ -8,18 +8,16 @@ beyond what a chart counts.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from luthier import files
 from luthier.errors import SourceError
-from luthier.outcome import charts, chatpart, clips, figures
+from luthier.outcome import charts, chatpart, clips, exampart, figures, pages, pngs
+from luthier.outcome.pagerecords import Records
 
 PAGE_BYTES, WORST = 3 * 1024 * 1024, 8
 METRICS = (
@@ -43,90 +41,46 @@ Json = dict[str, Any]
 
 
 def write_report(run: Path) -> Path:
-    """Write `run/report.html` durably and return its path.
+    """Write `run/report.html` and its charts as PNGs beside it, durably, and return its path.
 
     Raises SourceError when `run` is no folder and DiskError when the file cannot be written.
     """
     if not run.is_dir():
         raise SourceError(f"{run} is not a run folder", "name the folder that `luthier run` printed")
-    # Absent records come through as undefined values, and the filters print those as a dash.
-    environment = Environment(
-        loader=PackageLoader("luthier", "outcome"),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=figures.number,
-        score=figures.score,
-        count=figures.count,
-        duration=figures.duration,
-        bytes=chatpart.size,
-    )
-    page = environment.get_template("report.html.j2").render(_context(_Records(run)))
-    files.write_text(run / "report.html", page)
+    context = _context(Records(run))
+    files.write_text(run / "report.html", pages.render("report.html.j2", context))
+    pngs.write_pngs(run / "report.html", _named_charts(context["stages"]))
     return run / "report.html"
 
 
-class _Records:
-    """Reads the files of one run. What is missing is empty; what is broken is noted by name in `notes`."""
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.notes: list[str] = []
-
-    def text(self, name: str) -> str:
-        path = self.run / name
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-    def document(self, name: str) -> Json:
-        found = self._read(name, files.read_json) or {}
-        if not isinstance(found, dict):
-            self.notes.append(f"{name} cannot be read: it is a {type(found).__name__}, not an object")
-            return {}
-        return found
-
-    def lines(self, name: str) -> list[Json]:
-        return [row for row in self._read(name, files.read_jsonl) or [] if isinstance(row, dict)]
-
-    def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
-        try:
-            return reader(self.run / name) if (self.run / name).is_file() else None
-        except ValueError as error:
-            self.notes.append(f"{name} cannot be read: {error}")
-            return None
-
-    def messages(self, ids: set[str]) -> dict[str, list[Json]]:
-        """Row id -> its messages, for the rows asked for; columns and rows are filtered while reading."""
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        found: dict[str, list[Json]] = {}
-        for path in sorted((self.run / "data").glob("rows-*.parquet")) if ids else []:
-            try:
-                table = parquet.read_table(path, columns=["id", "messages"], filters=[("id", "in", ids)])
-                found |= {row["id"]: json.loads(row["messages"]) for row in table.to_pylist()}
-            except (pa.ArrowException, OSError, ValueError) as error:
-                self.notes.append(f"data/{path.name} cannot be read: {str(error).splitlines()[0]}")
-        return found
+def _named_charts(stages: list[Json]) -> dict[str, str]:
+    """Every chart of the page under the name of its file."""
+    found = {f"{stage['name']}-{heading}": svg for stage in stages for heading, svg, _ in stage.get("charts", [])}
+    for stage in stages:
+        found |= exampart.named_charts(stage["exams"], f"{stage['name']}-")
+    return found
 
 
-def _context(records: _Records) -> Json:
+def _context(records: Records) -> Json:
     manifest = records.document("run.json")
     folder = records.run / "stages"
     there = sorted(item.name for item in folder.iterdir() if item.is_dir()) if folder.is_dir() else []
     names = [str(name) for name in manifest.get("stages") or there]
     names += [name for name in there if name not in names]
-    kinds = chatpart.kinds(records.text("recipe.yaml"), names)
-    stages = [_stage(records, name, kinds[name]) for name in names]
+    recipe = records.text("recipe.yaml")
+    kinds = chatpart.kinds(recipe, names)
+    stages = [_stage(records, name, kinds[name], recipe) for name in names]
     verdicts = [stage for stage in stages if stage["kind"] == "verdict"]
     chats = [stage for stage in stages if stage["kind"] == "chat"]
     budget = PAGE_BYTES // max(1, len(verdicts))
     for stage in verdicts:
         stage["worst"] = _worst(records, stage["predictions"], budget)
+    exams = [exam for stage in stages for exam in stage["exams"]]
     sentences = [_headline(verdicts)] if verdicts or not chats else []
-    sentences += [chatpart.headline(chats)] if chats else []
+    # Where exams judge a stage, having held nothing out is no news.
+    if chats and (not exams or any(stage["rows"] for stage in chats)):
+        sentences.append(chatpart.headline(chats))
+    sentences += [f"Exam {exam['name']}: {exam['sentences'][0]}" for exam in exams if exam["ran"]]
     return {
         "run": manifest,
         "folder": records.run.resolve().name,
@@ -137,25 +91,30 @@ def _context(records: _Records) -> Json:
         "rows": _score_rows(verdicts),
         "headline": " ".join(sentences),
         "ledger": _ledger(records),
-        "recipe": records.text("recipe.yaml"),
+        "recipe": recipe,
         "notes": records.notes,
         "worst_count": WORST,
         "clip_kb": clips.CLIP_BYTES // 1024,
     }
 
 
-def _stage(records: _Records, name: str, kind: str) -> Json:
+def _stage(records: Records, name: str, kind: str, recipe: str) -> Json:
     """Everything the page shows of one stage, of the kind that its record says, or else the recipe."""
     base = f"stages/{name}"
     about = records.document(f"{base}/stage.json")
     scores = records.document(f"{base}/scores.json")
     metrics = records.lines(f"{base}/metrics.jsonl")
-    if about.get("kind", kind) == "chat":
-        return chatpart.stage(name, about, scores, metrics, records.lines(f"{base}/samples.jsonl"))
-    return _verdict_stage(records, name, about, scores, metrics)
+    if about.get("kind", kind) in ("chat", "exam"):  # trained alike
+        stage = chatpart.stage(name, about, scores, metrics, records.lines(f"{base}/samples.jsonl"))
+    else:
+        stage = _verdict_stage(records, name, about, scores, metrics)
+    asked = chatpart.of_stage(recipe, name, "evaluate", "exams")
+    kept = (about.get("trained") or {}).get("kept_step")
+    stage["exams"] = exampart.parts(records, base, asked if isinstance(asked, dict) else (), metrics, kept)
+    return stage
 
 
-def _verdict_stage(records: _Records, name: str, about: Json, scores: Json, metrics: list[Json]) -> Json:
+def _verdict_stage(records: Records, name: str, about: Json, scores: Json, metrics: list[Json]) -> Json:
     """What the page shows of a verdict stage; `ran` is false when the stage left no record."""
     base = f"stages/{name}"
     predictions = [
@@ -259,7 +218,7 @@ def _headline(stages: list[Json]) -> str:
     return line
 
 
-def _ledger(records: _Records) -> Json:
+def _ledger(records: Records) -> Json:
     """Counts per source with whether they add up, and the single drops behind them."""
     lines = records.lines("data/ledger.jsonl")
     sources = []
@@ -282,7 +241,7 @@ def _ledger(records: _Records) -> Json:
     }
 
 
-def _worst(records: _Records, predictions: list[Json], budget: int) -> list[Json]:
+def _worst(records: Records, predictions: list[Json], budget: int) -> list[Json]:
     """The predictions farthest from the truth, with question and recordings (`budget` bytes for all)."""
     ordered = sorted(predictions, key=lambda row: (-abs(row["p_pass"] - row["pass"]), str(row.get("id"))))
     ordered = ordered[:WORST]
