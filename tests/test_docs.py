@@ -9,7 +9,7 @@ import pytest
 
 from support.children import ROOT, environment
 
-PAGES = ["rows.md", "steps.md"]
+PAGES = ["rows.md", "steps.md", "exams.md", "expert.md", "compare.md"]
 
 
 def blocks(page: Path) -> list[str]:

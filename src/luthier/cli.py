@@ -15,19 +15,26 @@ from types import FrameType
 from typing import Any
 
 from luthier import __version__
+from luthier.clicompare import compare_parser
 from luthier.clidata import data_parser
+from luthier.cliexam import exam_parser
 from luthier.clisweep import sweep_parser
 from luthier.cliwords import add_recipe, add_verb
 from luthier.errors import LuthierError, RequestError
+from luthier.quickstart import QUICKSTARTS
+
+
+def quiet_libraries() -> None:
+    """Leave standard error to us: libraries tell developers what will be renamed, and which kernels are absent."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Libraries tell their users' developers what will be renamed, and that optional kernels are absent.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_libraries()
     options = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
@@ -70,12 +77,18 @@ def parser() -> argparse.ArgumentParser:
         verbs,
         "quickstart",
         _quickstart,
-        "synthetic answers, a toy model, two stages, a report",
-        "luthier quickstart --out my-first-run",
+        "data made on the spot, a toy model, its scores, a report",
+        "luthier quickstart --kind expert --out my-first-run",
+    )
+    verb.add_argument(
+        "--kind",
+        choices=sorted(QUICKSTARTS),
+        default="speaking",
+        help="speaking: answers with a known truth, two stages; expert: a made-up encyclopedia and exams on it",
     )
     verb.add_argument("--out", type=Path, help="a new folder (default: quickstart-run, or the next free number)")
     verb = add_verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
-    verb.add_argument("kind", help="speaking, assistant or quickstart")
+    verb.add_argument("kind", help="speaking, expert, assistant, voice or quickstart")
     verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
     verb = add_verb(
         verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml"
@@ -127,6 +140,8 @@ def parser() -> argparse.ArgumentParser:
         choices=("panel", "rater", "latent"),
         help="what log loss and Brier are held against (default: the file's own event, else panel)",
     )
+    exam_parser(verbs)
+    compare_parser(verbs)
     sweep_parser(verbs)
     data_parser(verbs)
     add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
@@ -138,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
 def _quickstart(options: argparse.Namespace) -> Any:
     from luthier import verbs
 
-    return verbs.quickstart(options.out)
+    return verbs.quickstart(options.out, options.kind)
 
 
 def _new(options: argparse.Namespace) -> Any:

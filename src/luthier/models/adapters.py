@@ -11,6 +11,7 @@ also says which base and tokenizer it belongs to (adapter_base.json), and is ref
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ _NO_LORA = "dummy-target-modules"
 """PEFT's own constant for a configuration without LoRA layers."""
 _SCALE = ("r", "lora_alpha", "use_rslora", "use_dora")
 """Settings that change what saved tensors mean without changing a name or a shape."""
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+"""Settings of adapters made elsewhere: exceptions from r and lora_alpha, by module."""
 
 
 def attach(base: Base | TextBase, config: ModelConfig, token_ids: Mapping[str, int], seed: int) -> Any:
@@ -168,6 +171,22 @@ def state(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.cpu().contiguous().clone() for name, value in _live(model).items()}
 
 
+def digest(model: Any) -> str:
+    """sha256 over what is tuned and the settings that give it its scale; "" where nothing is.
+
+    The same for a model in training and for one that its saved folder was put on.
+    """
+    tuned = _live(model)
+    if not tuned:
+        return ""
+    settings = _settings(model, "")
+    found = hashlib.sha256(repr([getattr(settings, key) for key in (*_SCALE, *_PATTERNS)]).encode())
+    for name, value in tuned.items():
+        found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def save(model: Any, folder: Path, base_name: str, facts: BaseFacts | None = None) -> None:
     """Write adapter_model.safetensors and adapter_config.json into a folder that is being filled.
 
@@ -201,9 +220,9 @@ def restore(model: Any, folder: Path, facts: BaseFacts | None = None) -> None:
     `facts`) when it was trained on another base or tokenizer. Nothing is changed before all is checked.
     """
     if facts is not None:
-        _check_base(_read(folder / FACTS), facts, folder)
-    _check_scale(_read(folder / CONFIG), _settings(model, ""), folder)
-    saved = _read(folder / WEIGHTS)
+        check_base(read(folder / FACTS), facts, folder)
+    _check_scale(read(folder / CONFIG), _settings(model, ""), folder)
+    saved = read(folder / WEIGHTS)
     here = _live(model)
     differing = sorted(set(saved) ^ set(here)) or [key for key in here if here[key].shape != saved[key].shape]
     if differing:
@@ -216,7 +235,8 @@ def restore(model: Any, folder: Path, facts: BaseFacts | None = None) -> None:
             value.copy_(saved[name])
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """A .safetensors or JSON file of an adapter's folder. Raises CheckpointError where it is missing or torn."""
     try:
         return load_file(str(path)) if path.suffix == ".safetensors" else read_json(path)
     except (OSError, ValueError, SafetensorError) as error:
@@ -233,10 +253,11 @@ def _check_scale(saved: dict[str, Any], here: Any, folder: Path) -> None:
             )
 
 
-def _check_base(saved: dict[str, Any], facts: BaseFacts, folder: Path) -> None:
-    """Names may differ (a copy in another place is the same base); bytes may not.
+def check_base(saved: dict[str, Any], facts: BaseFacts, folder: Path) -> None:
+    """Raise CheckpointError where adapter_base.json of `folder` speaks of another base or tokenizer.
 
-    A base held in another number format has other bytes: then its name and revision must be the same.
+    Names may differ (a copy in another place is the same base); bytes may not. A base held in another number format
+    has other bytes: then its name and revision must be the same.
     """
     wanted = facts.as_json()
     same_format = saved.get("dtype") == wanted["dtype"]

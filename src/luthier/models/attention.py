@@ -70,22 +70,28 @@ def use_packed_attention(model: Any) -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
     # transformers builds this mask only for calls without rows: a mask of four dimensions is passed on as it is.
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    config = model.config.get_text_config()
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    foreign = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    reason = ""
-    if foreign or getattr(model, "_is_stateful", False):
-        reason = f"has layers that carry state across rows ({', '.join(sorted(foreign)) or 'state-space layers'})"
-    elif not model._supports_attention_backend or not (model._supports_sdpa or capped):
-        reason = "has an attention of its own"
-    else:
+    reason = why_not_apart(model)
+    if not reason:
         model.set_attn_implementation(ATTENTION)
-        if config._attn_implementation != ATTENTION:
+        if model.config.get_text_config()._attn_implementation != ATTENTION:
             reason = "does not take its attention from transformers' interface"
     if reason:
         raise RequestError(
-            f"{config.model_type} {reason}: packed rows would read one another", "set train.packing: false"
+            f"{model.config.get_text_config().model_type} {reason}: packed rows would read one another",
+            "set train.packing: false",
         )
+
+
+def why_not_apart(model: Any) -> str:
+    """Why attention alone cannot keep the rows of a line apart in this architecture; "" where it can."""
+    config = model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    foreign = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if foreign or getattr(model, "_is_stateful", False):
+        return f"has layers that carry state across rows ({', '.join(sorted(foreign)) or 'state-space layers'})"
+    if not model._supports_attention_backend or not (model._supports_sdpa or capped):
+        return "has an attention of its own"
+    return ""
 
 
 def packed_kwargs(lengths: Sequence[int], device: torch.device | str) -> dict[str, Any]:

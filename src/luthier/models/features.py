@@ -90,20 +90,20 @@ class FeatureStore:
         groups = [list(group) for _, group in itertools.groupby(ordered, key=frames.__getitem__)]
         calls = [group[i : i + _TOGETHER] for group in groups for i in range(0, len(group), _TOGETHER)]
         for call in progress(calls, "encoding sound", len(calls)):
-            absent = [reference for reference in call if _read(self._sound_path(reference)) is None]
+            absent = [reference for reference in call if read_feature(self._sound_path(reference)) is None]
             if absent:
                 with torch.no_grad():
                     mel_GTF = torch.stack([self._mel(reference) for reference in call])
                     encoded = self.family.encode_sound(self.model, mel_GTF).float().cpu()
                 for reference in absent:
-                    _write(self._sound_path(reference), encoded[call.index(reference)])
+                    write_feature(self._sound_path(reference), encoded[call.index(reference)])
 
     def _sound(self, reference: str) -> torch.Tensor:
-        feature = _read(self._sound_path(reference))
+        feature = read_feature(self._sound_path(reference))
         if feature is None:
             with torch.no_grad():
                 feature = self.family.encode_sound(self.model, self._mel(reference)[None])[0].float().cpu()
-            _write(self._sound_path(reference), feature)
+            write_feature(self._sound_path(reference), feature)
         return feature
 
     def _sound_path(self, reference: str) -> Path:
@@ -112,10 +112,10 @@ class FeatureStore:
 
     def _mel(self, reference: str) -> torch.Tensor:
         path = self.mel_folder / _name(reference)
-        feature = _read(path)
+        feature = read_feature(path)
         if feature is None:
             feature = self.family.mel(self.extractor, self.waveform(reference))
-            _write(path, feature)
+            write_feature(path, feature)
         return feature
 
 
@@ -123,7 +123,7 @@ def _name(reference: str) -> str:
     return f"{reference.removeprefix('sha256:')}.safetensors"
 
 
-def _read(path: Path) -> torch.Tensor | None:
+def read_feature(path: Path) -> torch.Tensor | None:
     """A feature from its file; None where there is none, or one torn by a crash (it will be made again)."""
     if not path.is_file():
         return None
@@ -133,5 +133,6 @@ def _read(path: Path) -> torch.Tensor | None:
         return None
 
 
-def _write(path: Path, feature: torch.Tensor) -> None:
+def write_feature(path: Path, feature: torch.Tensor) -> None:
+    """Put a feature into its file."""
     write_bytes(path, save({"feature": feature.contiguous()}), durable=False)

@@ -250,8 +250,8 @@ def _more_questions(found: Together, chosen: int | None) -> dict[str, Any] | Non
     difference_N = found.correct_KN[best] - found.correct_KN[other]
     difference, n = float(difference_N.mean()), len(difference_N)
     questions = None
-    if difference > 0:
-        needed = questions_needed(difference, float(np.abs(difference_N).mean()), alpha=found.pairs.single_alpha)
+    if difference:
+        needed = questions_needed(abs(difference), float(np.abs(difference_N).mean()), alpha=found.pairs.single_alpha)
         worth = float(design_effects(difference_N[None], cluster_ids(found.groups, n))[0])
         questions = max(1, round(needed * worth) - n)
     return {"pair": [found.names[other], found.names[best]], "difference": difference, "questions": questions}

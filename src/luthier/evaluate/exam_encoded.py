@@ -1,0 +1,97 @@
+"""An exam's questions as token ids: each item in each wording and order, all of them in one call of the tokenizer.
+
+This module knows no model. Sound and pictures become ids beyond the vocabulary, which their reader gives out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from luthier.data.exams.exam import Exam, ExamItem
+from luthier.errors import RequestError
+from luthier.evaluate.exam_media import MediaReader
+from luthier.evaluate.exam_prompts import Asked, Asker
+from luthier.evaluate.loglikelihood import Request, Scored, encode, encode_answers
+from luthier.schema import Part
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One item in one wording and order: each option's ids in the file's order, and what its sum is divided by.
+
+    Where the answer is written, `texts` is one: what comes before the scored part is the prompt.
+    """
+
+    prompt: str
+    reversed: bool
+    texts: tuple[Scored, ...]
+    divisors: tuple[float, ...]
+
+
+def encode_exam(exam: Exam, asker: Asker, media: MediaReader | None) -> list[list[Encoded]]:
+    """Of each item, each wording and order. Raises RequestError where options are the same ids, or media unreadable."""
+    _check_media(exam, asker, media)
+    asked = [list(asker.ask(item)) for item in exam.items]
+    written = asker.settings.method == "generate"
+    pairs = [pair for ways in asked for one in ways for pair in list(_pairs(one))[: 1 if written else None]]
+    tokenizer = asker.template.tokenizer
+    if asker.settings.chat_template:
+        texts = encode_answers([Request(*pair) for pair in pairs], tokenizer)
+    else:
+        texts = encode([Request(*pair) for pair in pairs], tokenizer)
+    queue = iter(texts)
+    found = []
+    for item, ways in zip(exam.items, asked, strict=True):
+        shown = [part for one in (*asker.shots, item) for part in one.media]
+        encoded = []
+        for one in ways:
+            mine = [next(queue) for _ in range(1 if written else len(item.options))]
+            if media is not None and shown:
+                mine = [_spelled(text, media, shown) for text in mine]
+            _check_apart(exam, item, mine)
+            divisors = [_divisor(asker.settings.normalization, *pair) for pair in zip(one.answers, mine, strict=False)]
+            encoded.append(Encoded(one.prompt, one.reversed, tuple(mine), tuple(divisors)))
+        found.append(encoded)
+    return found
+
+
+def _check_media(exam: Exam, asker: Asker, media: MediaReader | None) -> None:
+    for item in exam.items:
+        if item.media:
+            reason, mend = "", ""
+            if media is None:
+                reason, mend = "which this base does not read", "take a base that sees and hears"
+            elif not asker.settings.chat_template:
+                reason, mend = "which stands only in a chat", "set chat_template: true for this exam"
+            elif asker.settings.method == "generate":
+                reason, mend = "and answers to such questions are not written", "set method: letters for this exam"
+            if reason:
+                raise RequestError(f"exam {exam.name}: item {item.id} has {item.media[0].type}, {reason}", mend)
+
+
+def _pairs(asked: Asked) -> Iterator[tuple[str, str]]:
+    return zip(asked.contexts, asked.answers, strict=True)
+
+
+def _spelled(text: Scored, media: MediaReader, parts: Sequence[Part]) -> Scored:
+    ids = media.spell(text.ids.tolist(), parts)
+    return Scored(np.array(ids, np.int64), len(ids) - text.count)
+
+
+def _divisor(normalization: str, answer: str, text: Scored) -> float:
+    if normalization == "bytes":
+        return float(len(answer.strip().encode()))
+    return float(text.count) if normalization == "tokens" else 1.0
+
+
+def _check_apart(exam: Exam, item: ExamItem, texts: Sequence[Scored]) -> None:
+    """All ids of an answer are scored, so letters may begin with one token, but not be the same ids."""
+    if len({text.ids.tobytes() for text in texts}) < len(texts):
+        raise RequestError(
+            f"exam {exam.name}: two options of item {item.id} are the same ids in this tokenizer, so no model can tell "
+            "them apart",
+            "mend the options, or take another method for this exam",
+        )
