@@ -25,10 +25,10 @@ from luthier.examrequest import ExamRequest
 from luthier.files import json_text, read_json, sha256_bytes, write_json, write_text
 from luthier.models.chat import ChatTemplate, load_tokenizer
 from luthier.models.text_base import load_text_base
-from luthier.outcome.examined import conclude, write_scores
 from luthier.outcome.exampage import write_exam_page
-from luthier.outcome.examtables import for_csv, for_markdown, for_terminal
-from luthier.outcome.examview import ExamView, read
+from luthier.outcome.exams.examined import conclude, write_scores
+from luthier.outcome.exams.tables import for_csv, for_markdown, for_terminal
+from luthier.outcome.exams.view import ExamView, read
 from luthier.outcome.looks import record_look
 from luthier.outcome.pagerecords import Records
 from luthier.outcome.statistics.power import minimum_detectable_effect, smallest_gap

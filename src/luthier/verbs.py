@@ -14,8 +14,8 @@ from typing import Any
 from luthier.console import say, table
 from luthier.errors import ExistsError, Interrupted, RecipeError, RequestError
 from luthier.files import read_json, write_json, write_text
-from luthier.outcome.examtables import for_terminal
-from luthier.outcome.examview import of_stage
+from luthier.outcome.exams.tables import for_terminal
+from luthier.outcome.exams.view import of_stage
 from luthier.outcome.pagerecords import Records
 from luthier.quickstart import free_folder, headline, lay_out, shipped_recipes
 from luthier.recipe import Recipe, Scale

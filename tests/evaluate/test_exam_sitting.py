@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from luthier.data.exams.exam import Exam, ExamItem
 from luthier.errors import LuthierError, RequestError
-from luthier.evaluate import exams, marking
+from luthier.evaluate import exam_encoded, exams, marking
 from luthier.evaluate.exam_prompts import Asker
 from luthier.evaluate.exams import Examiner, Sitting
 from luthier.evaluate.generate import Answer, Generator
@@ -178,6 +179,14 @@ def test_options_that_are_the_same_ids_are_refused() -> None:
     assert sit(made, method="text").predictions
     with pytest.raises(RequestError, match="two options of item twin are the same ids"):
         sit(exam_of([ExamItem("twin", "Who?", ("me", "me"), 0)]), method="text")
+
+
+def test_an_option_without_a_token_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = exam_encoded.encode
+    merged = lambda *given: [replace(text, start=len(text.ids)) for text in inner(*given)]
+    monkeypatch.setattr(exam_encoded, "encode", merged)
+    with pytest.raises(RequestError, match="an option of item made-0 melts into the question"):
+        sit(exam(2), chat_template=False)
 
 
 def test_media_are_refused_where_the_base_reads_text_alone() -> None:

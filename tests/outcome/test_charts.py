@@ -85,15 +85,6 @@ def test_few_items_share_one_bin_and_unequal_lengths_are_refused() -> None:
         figures.equal_mass_bins([0.1, 0.2], [True])
 
 
-def test_wilson_is_the_root_of_its_own_equation() -> None:
-    """The bounds solve (share - p)^2 = z^2 p (1 - p) / n, which is how the interval is defined."""
-    for successes, count in ((3, 10), (263, 300), (1, 40)):
-        for bound in figures.wilson(successes, count):
-            assert (successes / count - bound) ** 2 == pytest.approx(1.96**2 * bound * (1 - bound) / count)
-    assert figures.wilson(0, 5)[0] == 0
-    assert figures.wilson(5, 5)[1] == 1
-
-
 @settings(max_examples=80, deadline=None)
 @given(finite, finite)
 def test_ticks_are_few_even_and_cover_the_range(one: float, other: float) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from luthier import files
 from luthier.errors import SourceError
-from luthier.outcome import examwords, pngs
+from luthier.outcome import pngs
 from luthier.outcome.cards import exam_card
 from luthier.outcome.exampage import write_exam_page
-from luthier.outcome.examview import ExamView, read
+from luthier.outcome.exams import words as examwords
+from luthier.outcome.exams.view import ExamView, read
 from luthier.outcome.pagerecords import Records
 from luthier.outcome.report import write_report
 from support.fakeexams import ATTACK, FakeExam, bases, checkpoints, write_exam

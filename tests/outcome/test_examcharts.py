@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from luthier.outcome import examcharts, examcurves, exammap
 from luthier.outcome.charts import WIDTH
-from luthier.outcome.examcharts import Estimate, Mark
-from luthier.outcome.examcurves import Curve
+from luthier.outcome.exams import charts as examcharts
+from luthier.outcome.exams import curves as examcurves
+from luthier.outcome.exams import itemmap as exammap
+from luthier.outcome.exams.charts import Estimate, Mark
+from luthier.outcome.exams.curves import Curve
 
 ROWS = [
     Estimate("base", 0.53, 0.45, 0.61, "53.0%", "s0"),

@@ -16,7 +16,7 @@ from luthier.assess.metrics import Floats
 from luthier.errors import DataError
 from luthier.exam_records import ExamAsked, ExamPrediction, ExamRecord, SatRecord
 from luthier.files import read_json, write_json, write_jsonl
-from luthier.outcome.examined import conclude, write_scores
+from luthier.outcome.exams.examined import conclude, write_scores
 from luthier.outcome.looks import record_look
 from luthier.outcome.statistics import accuracy_interval, all_pairs, mcnemar_exact, questions_needed, wilson
 from luthier.rundir import ExamDir
@@ -188,7 +188,7 @@ def test_what_names_no_option_is_wrong_and_counted(tmp_path: Path) -> None:
     assert found["unparsed"]["value"] == 0.25
     assert "log_loss" not in found
     table = conclude(exam, choose=False)
-    assert any("base 25.0 %" in note for note in table["notes"])
+    assert any("base 25.0%" in note for note in table["notes"])
 
 
 def test_items_that_training_touches_are_left_out_of_the_clean_score(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_candidate_that_copies_another_ties_with_it(tmp_path: Path) -> None:
 def test_guessing_and_always_one_place_are_named(tmp_path: Path) -> None:
     scores = np.repeat([[1.0, 0.0], [1.0, 1.0]], [90, 72], axis=1)
     notes = conclude(Written(scores, [None, 50]).write(tmp_path), choose=True)["notes"]
-    assert "Not above guessing (50.0 %): base." in notes
+    assert "Not above guessing (50.0%): base." in notes
     assert not any("one place" in note and "step-000050" in note for note in notes)
 
 

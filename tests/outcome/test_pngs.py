@@ -12,7 +12,7 @@ from PIL import Image, ImageFont
 
 from luthier.outcome import charts, pngs
 from luthier.outcome.charts import Frame
-from luthier.outcome.exampart import named_charts, parts
+from luthier.outcome.exams.part import named_charts, parts
 from luthier.outcome.pagerecords import Records
 from support.fakeexams import FakeExam, bases, checkpoints, write_exam
 

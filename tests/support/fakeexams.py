@@ -15,7 +15,7 @@ import numpy as np
 
 from luthier import files
 from luthier.exam_records import ExamAsked, ExamPrediction, ExamRecord, SatRecord
-from luthier.outcome.examined import conclude, write_scores
+from luthier.outcome.exams.examined import conclude, write_scores
 from luthier.rundir import ExamDir
 
 ATTACK = "<script>alert('x')</script> Which town & river?"

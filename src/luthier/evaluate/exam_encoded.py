@@ -59,7 +59,7 @@ def encode_exam(exam: Exam, asker: Asker, media: MediaReader | None) -> list[lis
 
 
 def _check_media(exam: Exam, asker: Asker, media: MediaReader | None) -> None:
-    for item in exam.items:
+    for item in (*asker.shots, *exam.items):
         if item.media:
             reason, mend = "", ""
             if media is None:
@@ -88,7 +88,12 @@ def _divisor(normalization: str, answer: str, text: Scored) -> float:
 
 
 def _check_apart(exam: Exam, item: ExamItem, texts: Sequence[Scored]) -> None:
-    """All ids of an answer are scored, so letters may begin with one token, but not be the same ids."""
+    """All ids of an answer are scored, so letters may begin with one token, but not be the same ids, nor none."""
+    if min(text.count for text in texts) < 1:
+        raise RequestError(
+            f"exam {exam.name}: an option of item {item.id} melts into the question in this tokenizer: it has no token",
+            "take another method or wording for this exam",
+        )
     if len({text.ids.tobytes() for text in texts}) < len(texts):
         raise RequestError(
             f"exam {exam.name}: two options of item {item.id} are the same ids in this tokenizer, so no model can tell "

@@ -66,7 +66,7 @@ def write_audit(result: AuditResult, path: Path) -> Written:
 
 def render(result: AuditResult, beside: str) -> str:
     """The page as text; `beside` is the name of the file with all records."""
-    template = importlib.resources.files("luthier").joinpath("outcome/audit.html.j2").read_text("utf-8")
+    template = importlib.resources.files("luthier").joinpath("outcome/templates/audit.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["pieces"] = _pieces
     page = environment.from_string(template).render(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from luthier.outcome import figures
-from luthier.outcome.examview import ExamView, of_stage
-from luthier.outcome.examwords import alarms, bears, points, verdict, within
+from luthier.outcome.exams.view import ExamView, of_stage
+from luthier.outcome.exams.words import alarms, bears, points, verdict, within
 from luthier.outcome.pagerecords import Records
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from luthier.outcome.charts import WIDTH, Frame, Point, nice_ticks, polyline, text, thin
-from luthier.outcome.examcharts import shorten
+from luthier.outcome.exams.charts import shorten
 
 SERIES = 6
 """Colours of curves; more runs begin again with the first."""

@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
+from jinja2 import Environment
 from markupsafe import Markup
 
 from luthier import files
-from luthier.outcome import chatpart, comparecharts, figures
+from luthier.outcome import chatpart, comparecharts, figures, pages
 from luthier.outcome.comparing.ballots import Ballots
 from luthier.outcome.comparing.differences import shortened
 from luthier.outcome.comparing.runrecords import Json, RunStage
@@ -53,23 +53,10 @@ def write_ballots(path: Path, ballots: Ballots) -> None:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("luthier", "outcome"),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=figures.number,
-        score=figures.score,
-        count=figures.count,
-        duration=figures.duration,
-        bytes=chatpart.size,
-        plain=_plain,
-        p=_p,
-    )
-    return environment
+    """That of all pages, with this page's words for texts and p-values."""
+    found = pages.environment().overlay()
+    found.filters = {**found.filters, "plain": _plain, "p": _p}
+    return found
 
 
 def _sections(found: Json) -> list[Json]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from luthier import files
 from luthier.errors import SourceError
-from luthier.outcome import exampart, pages, pngs
+from luthier.outcome import pages, pngs
+from luthier.outcome.exams import part as exampart
 from luthier.outcome.pagerecords import Records
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from luthier.outcome.statistics.intervals import wilson
+
 
 @dataclass(frozen=True, slots=True)
 class Bin:
@@ -22,14 +24,6 @@ class Bin:
     low: float
     high: float
     count: int
-
-
-def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); it stays inside 0..1 in small bins."""
-    share, spread = successes / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def equal_mass_bins(probabilities: Sequence[float], outcomes: Sequence[bool], most: int = 10) -> list[Bin]:

@@ -15,16 +15,17 @@ from luthier.outcome import chatpart, figures
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
-    """The page of one template of this folder, as text."""
-    page = _environment().get_template(template).render(context)
+    """The page of one template, as text."""
+    page = environment().get_template(template).render(context)
     # Half of a surrogate pair may stand in a text, and no UTF-8 file can hold it.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
 @functools.cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What pages are rendered in: everything is escaped, and what a record lacks is undefined, never an error."""
     found = Environment(
-        loader=PackageLoader("luthier", "outcome"),
+        loader=PackageLoader("luthier", "outcome/templates"),
         autoescape=True,
         undefined=ChainableUndefined,
         trim_blocks=True,

@@ -94,7 +94,7 @@ def _font() -> bytes:
 @functools.cache
 def _light() -> str:
     """The pages' rules for charts with the light colours written in: resvg knows no CSS variables."""
-    folder = importlib.resources.files("luthier").joinpath("outcome")
+    folder = importlib.resources.files("luthier").joinpath("outcome/templates")
     colours = folder.joinpath("style.css.j2").read_text("utf-8").split("\n", 1)[0]
     sheet = folder.joinpath("chart.css.j2").read_text("utf-8")
     for name, colour in re.findall(r"--([a-z]+):(#[0-9a-f]+)", colours):

@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from luthier import files
 from luthier.errors import SourceError
-from luthier.outcome import charts, chatpart, clips, exampart, figures, pages, pngs
+from luthier.outcome import charts, chatpart, clips, figures, pages, pngs
+from luthier.outcome.exams import part as exampart
 from luthier.outcome.pagerecords import Records
 
 PAGE_BYTES, WORST = 3 * 1024 * 1024, 8

@@ -22,7 +22,7 @@ from luthier.models.chat import ChatTemplate
 from luthier.models.chat_model import ChatModel
 from luthier.models.learner import Learner
 from luthier.models.text_base import TextBase
-from luthier.outcome.examined import conclude, write_scores
+from luthier.outcome.exams.examined import conclude, write_scores
 from luthier.outcome.looks import record_look
 from luthier.recipe import Recipe
 from luthier.rundir import ExamDir, RunDir, StageDir

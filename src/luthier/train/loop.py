@@ -210,9 +210,8 @@ class _Training:
         if logs:
             norm = self._read()
             loss = self._log(norm, self._validate() if validates else None)
-        if saves or (settings.select == "best" and done.best_step == done.step):
-            if self._save_all():
-                self._examine()
+        if (saves or (settings.select == "best" and done.best_step == done.step)) and self._save_all():
+            self._examine()
         on_gpu = job.devices.device.type == "cuda"
         self.bar.step(loss, tokens, used_memory(job.devices.device) if on_gpu and logs else None)
         self.tokens_shown = done.tokens

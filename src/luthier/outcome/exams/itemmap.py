@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from luthier.outcome.charts import WIDTH, text
-from luthier.outcome.examcharts import Rows
+from luthier.outcome.exams.charts import Rows
 
 COLUMNS = 320
 """Columns at most: about as many as a chart has points on a phone."""

@@ -15,8 +15,8 @@ from luthier.assess.metrics import Floats
 from luthier.errors import DataError
 from luthier.exam_records import ExamPrediction, ExamRecord, SatRecord
 from luthier.files import read_json, read_jsonl, write_json
-from luthier.outcome.examnotes import exam_notes
-from luthier.outcome.examscores import (
+from luthier.outcome.exams.notes import exam_notes
+from luthier.outcome.exams.scores import (
     Resampling,
     answer_losses,
     correct_answers,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.outcome.examview import Candidate, ExamView
+from luthier.outcome.exams.view import Candidate, ExamView
 
 SHOWN = 20
 """Items of each kind with their text; the counts are whole."""

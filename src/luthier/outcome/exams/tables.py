@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Sequence
 
 from luthier.console import WIDTH, table
-from luthier.outcome.examview import Candidate, ExamView, Gap
-from luthier.outcome.examwords import chance_of, points, within
+from luthier.outcome.exams.view import Candidate, ExamView, Gap
+from luthier.outcome.exams.words import chance_of, points, within
 from luthier.outcome.figures import percent
 
 HEADER = ("candidate", "accuracy [95 %]", "log loss", "groups")

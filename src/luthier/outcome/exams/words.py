@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from luthier.outcome import figures
-from luthier.outcome.examview import Candidate, ExamView, Gap, Json
+from luthier.outcome.exams.view import Candidate, ExamView, Gap, Json
 from luthier.outcome.figures import percent
 
 _STEP = re.compile(r"\bstep-0*(\d+)")

@@ -57,7 +57,7 @@ def _reach(table: dict[str, Any], groups: Sequence[str]) -> list[str]:
         if effect is not None:
             found.append(
                 f"With {_percent(table['discordance'])} of questions answered differently, a true gap of "
-                f"{_points(effect)} is found in 80 % of exams."
+                f"{_points(effect)} is found in 80% of exams."
             )
     named = {group for group in groups if group}
     if len(named) > 1:
@@ -109,7 +109,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{share:.1%}"
 
 
 def _points(gap: float) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from luthier.outcome.charts import RIGHT, WIDTH, Frame, Point, legend, nice_ticks, polyline, text
-from luthier.outcome.examcharts import LETTER, Estimate, beside, percent, shorten
+from luthier.outcome.exams.charts import LETTER, Estimate, beside, percent, shorten
 
 QUESTION_TICKS = (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 Box = tuple[float, float, float, float]

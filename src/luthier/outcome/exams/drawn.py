@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from luthier.outcome import charts, chatpart, examcharts, examcurves, figures
-from luthier.outcome.examcharts import Estimate, Mark, shorten
-from luthier.outcome.exammap import item_map
-from luthier.outcome.examview import Candidate, ExamView, Gap
-from luthier.outcome.examwords import chance_of, points
+from luthier.outcome import charts, chatpart, figures
+from luthier.outcome.exams import charts as examcharts
+from luthier.outcome.exams import curves as examcurves
+from luthier.outcome.exams.charts import Estimate, Mark, shorten
+from luthier.outcome.exams.itemmap import item_map
+from luthier.outcome.exams.view import Candidate, ExamView, Gap
+from luthier.outcome.exams.words import chance_of, points
 from luthier.outcome.figures import percent
 from luthier.outcome.statistics.power import minimum_detectable_effect, smallest_gap
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from luthier.outcome import figures
-from luthier.outcome.examdrawn import exam_charts
-from luthier.outcome.examflips import flips
-from luthier.outcome.examview import Candidate, ExamView, Gap, read
-from luthier.outcome.examwords import alarms, bears, chance_of, points, verdict
+from luthier.outcome.exams.drawn import exam_charts
+from luthier.outcome.exams.flips import flips
+from luthier.outcome.exams.view import Candidate, ExamView, Gap, read
+from luthier.outcome.exams.words import alarms, bears, chance_of, points, verdict
 from luthier.outcome.figures import percent
 from luthier.outcome.pagerecords import Records
 
