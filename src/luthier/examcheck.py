@@ -48,11 +48,10 @@ def check_overlap(read: Mapping[str, Read], built: Path, found: Checked) -> None
     """Say which items the rows of a table's training split touch."""
     for name, one in read.items():
         try:
-            touched = set(touched_items(built, one.recipe.data.sources[name]))
+            count = len(touched_items(built, one.recipe.data.sources[name], one.exam))
         except LuthierError as error:
             found.problems.append(f"evaluate.exams.{name}: {error}")
             continue
-        count = sum(item.id in touched for item in one.exam.items)
         found.figures["exams"][name]["touched"] = count
         found.sections.append(
             f"exam {name}: the training rows touch {count:,} of its {len(one.exam.items):,} items"
@@ -61,10 +60,9 @@ def check_overlap(read: Mapping[str, Read], built: Path, found: Checked) -> None
 
 
 def _put_into_words(stage: Recipe, name: str, tokenizer: Any) -> None:
-    from luthier.models.chat import ChatTemplate
-    from luthier.stages.examination import prepare_exam
+    from luthier.stages.examination import check_exam
 
-    prepare_exam(stage, name, ChatTemplate.of(tokenizer))
+    check_exam(stage, name, tokenizer)
 
 
 def _about(name: str, exam: Exam, recipe: Recipe) -> list[str]:

@@ -86,7 +86,7 @@ def _papers(request: ExamRequest, out: Path) -> list[Paper]:
         read = read_exam(path, path.stem, settings.labels, settings.answers)
         if pool is not None and pool.digest == read.digest:
             raise RequestError(f"--pool {settings.pool}: is the exam itself", "give solved questions of another file")
-        overlap = touched_items(request.table, path) if request.table else []
+        overlap = touched_items(request.table, path, read) if request.table else []
         _tell(read, overlap)
         found.append(Paper(read, settings, ExamDir(out / "exams" / read.name), pool, overlap))
     return found

@@ -64,6 +64,11 @@ class Paper:
                 f"{self.place.exam}: examined before with another {' and '.join(differing)}", "give another --out"
             )
 
+    @property
+    def exams(self) -> list[Exam]:
+        """The exam, and the pool of its solved questions where it has one."""
+        return [self.exam] if self.pool is None else [self.exam, self.pool]
+
     def examiner(self, tokenizer: Any, media: MediaReader | None = None) -> Examiner:
         """The exam in the words and ids of one tokenizer; `media` reads its sound and pictures."""
         return Examiner.of(self.exam, self.settings, ChatTemplate.of(tokenizer), self.pool, media)
@@ -190,7 +195,7 @@ def sweep(
         reads = one.reads
         if reads not in examiners:
             seat.clear(one.tokens)  # media are encoded by the base itself
-            media = MediaReader.of(seat.base, [paper.exam for paper in papers], features, Limits())
+            media = MediaReader.of(seat.base, [exam for paper in papers for exam in paper.exams], features, Limits())
             tokenizer = one.tokenizer or seat.base.tokenizer
             examiners[reads] = [paper.examiner(tokenizer, media) for paper in papers]
         if one.candidate.adapter is None:

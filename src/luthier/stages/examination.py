@@ -8,17 +8,18 @@ repeated: a run that is resumed goes on at the item where it was cut.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from luthier.console import say
-from luthier.data.exams import Exam, read_exam, touched_items
+from luthier.data.exams import read_exam, touched_items
 from luthier.errors import CheckpointError, RequestError
+from luthier.evaluate.exam_media import MediaReader
 from luthier.evaluate.exams import Examiner
 from luthier.evaluate.journal import AnswerCache, answer_cache
 from luthier.evaluate.sweep import BASE, Candidate, Paper, Sitter
 from luthier.files import read_json, read_jsonl, verify_folder
-from luthier.models.chat import ChatTemplate
 from luthier.models.chat_model import ChatModel
 from luthier.models.learner import Learner
 from luthier.models.text_base import TextBase
@@ -33,14 +34,24 @@ START = "start"
 """What an earlier stage left, as a candidate."""
 
 
-def prepare_exam(recipe: Recipe, name: str, template: ChatTemplate) -> tuple[Exam, Examiner]:
-    """Read an exam of a recipe, and encode it for a tokenizer. Raises SourceError, DataError or RequestError."""
+def read_paper(recipe: Recipe, name: str, place: ExamDir) -> Paper:
+    """Read an exam of a recipe, and its pool. Raises SourceError, DataError or RequestError."""
     settings, sources = recipe.evaluate.exams[name], recipe.data.sources
     exam = read_exam(sources[name], name, settings.labels, settings.answers)
     pool = read_exam(sources[settings.pool], settings.pool) if settings.pool else None
     if pool is not None and pool.digest == exam.digest:
         raise RequestError(f"evaluate.exams.{name}.pool: is the exam itself", "name another source")
-    return exam, Examiner.of(exam, settings, template, pool)
+    return Paper(exam, settings, place, pool)
+
+
+def check_exam(recipe: Recipe, name: str, tokenizer: Any) -> None:
+    """Read an exam and put it into words, before there is a base. Raises as `read_paper` does.
+
+    Questions with sound or pictures wait for the base, which alone knows how long these are.
+    """
+    paper = read_paper(recipe, name, ExamDir(Path(name)))
+    if not any(item.media for exam in paper.exams for item in exam.items):
+        paper.examiner(tokenizer)
 
 
 @dataclass
@@ -62,18 +73,18 @@ class StageExams:
         cls, recipe: Recipe, run: RunDir, stage: StageDir, model: ChatModel, base: TextBase, devices: Devices
     ) -> StageExams:
         """Read and encode every exam; exam.json and items.jsonl of each are written. Raises what reading raises."""
-        template, found = ChatTemplate.of(base.tokenizer), dict[str, _Prepared]()
-        for name, settings in recipe.evaluate.exams.items():
-            exam, examiner = prepare_exam(recipe, name, template)
-            overlap = touched_items(run.data, recipe.data.sources[name])
+        papers = {name: read_paper(recipe, name, stage.exam(name)) for name in recipe.evaluate.exams}
+        exams = [exam for paper in papers.values() for exam in paper.exams]
+        media, found = MediaReader.of(base, exams, run.features, recipe.data.limits), dict[str, _Prepared]()
+        for name, paper in papers.items():
+            overlap = touched_items(run.data, recipe.data.sources[name], paper.exam)
             if overlap:
                 say(
-                    f"exam {name}: {len(overlap):,} of {len(exam.items):,} items are touched by the training rows; "
-                    "scores are given with and without them"
+                    f"exam {name}: {len(overlap):,} of {len(paper.exam.items):,} items are touched by the training "
+                    "rows; scores are given with and without them"
                 )
-            place = stage.exam(name)
-            Paper(exam, settings, place, overlap=overlap).lay_out()
-            found[name] = _Prepared(examiner, place)
+            replace(paper, overlap=overlap).lay_out()
+            found[name] = _Prepared(paper.examiner(base.tokenizer, media), paper.place)
         return cls(recipe, Sitter(base, model.language_model, devices, AnswerCache(answer_cache())), found)
 
     def before(self) -> None:

@@ -31,7 +31,7 @@ from luthier.runtime.disk import check_room, most_checkpoints, planned_bytes
 from luthier.runtime.memory_estimate import fits
 from luthier.runtime.tracking import missing_trackers
 from luthier.stages.chat_cost import feed_load, memory_of, sample_feed
-from luthier.stages.examination import prepare_exam
+from luthier.stages.examination import check_exam
 from luthier.train.optim import check_optimizer
 
 SAMPLE = 1000
@@ -81,7 +81,7 @@ def look_ahead(stages: Mapping[str, Recipe], folder: Path | None = None) -> list
         found.attempt(name, partial(check_optimizer, recipe.train))
         tokenizer = found.attempt(name, partial(_tokenizer, recipe))
         for exam in recipe.evaluate.exams if tokenizer is not None else ():
-            found.attempt(name, partial(prepare_exam, recipe, exam, ChatTemplate.of(tokenizer)))
+            found.attempt(name, partial(check_exam, recipe, exam, tokenizer))
         if devices is not None and tokenizer is not None:
             trained[name] = found.attempt(name, partial(_trained_bytes, recipe, tokenizer, devices)) or 0
     if folder is not None and trained:

@@ -327,9 +327,10 @@ def test_touched_items_have_the_ids_of_the_exam_that_is_sat(tmp_path: Path) -> N
     asked = [{"question": prose(n, 40), "options": ["A: x", "B: y"], "answer": "AB"[n % 2]} for n in range(6)]
     path = exam(tmp_path / "e.jsonl", asked)
     one = table(tmp_path / "t", [chat(prose(50, 60)), chat(f"Well: {prose(3, 40)}")])
-    sat = read_exam(path, "e").items
-    assert sat[3].options == ("x", "y")
-    assert touched_items(one, path) == touched_items(one, Source(name="e", path=str(path))) == [sat[3].id]
+    sat = read_exam(path, "e")
+    third = sat.items[3]
+    assert third.options == ("x", "y")
+    assert touched_items(one, path, sat) == touched_items(one, Source(name="e", path=str(path)), sat) == [third.id]
 
 
 def test_a_sentence_with_a_gap_is_found_as_it_reads_filled(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from luthier.data.exams.exam import Exam
 from luthier.data.leaks.audit import audit
 from luthier.recipe_data import Source
 
 
-def touched_items(table: Path, source: Source | Path) -> list[str]:
-    """Ids of the items of an exam that rows of a table's training split touch, in the exam's order.
+def touched_items(table: Path, source: Source | Path, exam: Exam) -> list[str]:
+    """Ids of the items of an exam, read from `source`, that rows of a table's training split touch, in its order.
 
-    Items that `read_exam` leaves out may be among them. Raises SourceError or DataError where one cannot be read.
+    Raises SourceError or DataError where one of them cannot be read.
     """
-    return list(audit(table, source).touched)
+    touched = set(audit(table, source).touched)
+    return [item.id for item in exam.items if item.id in touched]
