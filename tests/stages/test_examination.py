@@ -7,7 +7,9 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from luthier import verbs
 from luthier.errors import CheckpointError, Interrupted, RecipeError, RequestError
@@ -198,3 +200,26 @@ def test_another_version_of_an_exam_is_not_mixed_into_a_run(recipe, after, tmp_p
             verbs.run(recipe, tmp_path / "run", resume=True)
     finally:
         (recipe.parent / "dev.json").write_text(original)
+
+
+def test_checkpoints_of_a_base_that_hears_sit_an_exam_of_recordings(recipe, tmp_path):
+    lines = []
+    for n in range(6):
+        tone = 0.3 * np.sin(2 * np.pi * (150 + 90 * n) * np.arange(8000 + 1500 * n) / 16_000)
+        soundfile.write(tmp_path / f"{n}.wav", tone, 16_000)
+        lines.append({"question": "High?", "audio": f"{n}.wav", "options": ["yes", "no"], "answer": "AB"[n % 2]})
+    (tmp_path / "sounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    change = [
+        f"data.sources.dev.path={tmp_path / 'sounds.jsonl'}",
+        "model.base=toy:phi4-multimodal",
+        "train.max_steps=4",
+        "evaluate.exams.dev.chat_template=true",
+    ]
+    verbs.run(recipe, tmp_path / "run", change)
+    assert sorted(answers(tmp_path / "run", "dev")) == CANDIDATES[:2]
+    first, second = (
+        [row["logprobs"] for row in read_jsonl(tmp_path / f"run/stages/main/exams/dev/{name}/predictions.jsonl")]
+        for name in CANDIDATES[:2]
+    )
+    assert first != second
+    assert len({tuple(pair) for pair in first}) == 6
