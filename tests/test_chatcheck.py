@@ -58,6 +58,14 @@ def test_a_chat_recipe_is_checked_with_its_template(luthier: Luthier, tmp_path: 
     assert "as is known" in learned.partition("⟦")[2].partition("⟧")[0]
 
 
+def test_rows_that_no_run_learns_are_said_with_the_mend(luthier: Luthier, tmp_path: Path) -> None:
+    words = [*sources(tmp_path), "--set", "model.base=toy:llama", "--set", "model.max_tokens=40"]
+    words += ["--set", "train.truncation=reject"]
+    done = luthier("check", RECIPE, *words, env={"LUTHIER_CACHE": str(tmp_path)})
+    assert "over 40 tokens: " in done.stderr
+    assert "no run learns them: raise model.max_tokens" in done.stderr
+
+
 def test_every_problem_is_told_at_once(luthier: Luthier, tmp_path: Path) -> None:
     words = sources(tmp_path)[4:]
     done = luthier("check", RECIPE, *words, "--set", "model.base=nobody/nothing")

@@ -193,7 +193,8 @@ def test_prompts_are_answered_as_predict_answers_them_and_ballots_hide_by_whom(r
         ({"votes": [Path("v.jsonl")]}, "go together"),
         ({"key": Path("k.json")}, "go together"),
         ({"stage": "late"}, "stage late is not finished"),
-        ({"prompts": Path("nowhere.txt")}, "no prompt in it can be read"),
+        ({"probe": Path("nowhere.jsonl")}, "nowhere.jsonl: is not there"),
+        ({"prompts": Path("nowhere.txt")}, "nowhere.txt: is not there"),
     ],
 )
 def test_words_that_do_not_go_together_are_refused(runs, tmp_path, words, reason) -> None:

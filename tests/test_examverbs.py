@@ -15,7 +15,7 @@ import torch
 
 from luthier import examverbs
 from luthier.cli import main
-from luthier.errors import DataError, Interrupted, RecipeError, RequestError
+from luthier.errors import DataError, ExistsError, Interrupted, RecipeError, RequestError
 from luthier.evaluate.exams import Examiner
 from luthier.evaluate.journal import Journal
 from luthier.examrequest import ExamRequest
@@ -206,7 +206,10 @@ def test_questions_with_sound_are_put_to_a_base_that_hears(work, tmp_path):
         ({"models": ["toy:llama", "toy:qwen2"], "adapters": [Path("a")]}, "exactly one --model"),
         ({"models": ["toy:llama"], "resume": True}, "--resume"),
         ({"models": ["toy:llama"], "settings": ExamSettings(normalization="bytes")}, "goes with method: text"),
-        ({"models": ["toy:llama"], "settings": ExamSettings(shots=2)}, "go with a pool"),
+        ({"models": ["toy:llama"], "settings": ExamSettings(shots=2)}, "--shots: go with a pool"),
+        ({"models": ["toy:llama"], "settings": ExamSettings(prompts=["sonnet"])}, "--prompts: one or more of"),
+        ({"models": ["toy:llama"], "exams": ("absent",)}, "absent.jsonl: is not there"),
+        ({"models": ["toy:llama"], "table": Path("nowhere")}, "nowhere: is not there"),
     ],
 )
 def test_wrong_words_are_refused_before_anything_is_read(work, more, reason):
@@ -220,7 +223,27 @@ def test_bases_that_cannot_be_asked_are_all_named_before_one_is_loaded(work, mon
     with pytest.raises(RequestError) as caught:
         exam(request(work, models=["toy:llama", "toy:none", "toy:nobody"]))
     assert "toy:none" in str(caught.value)
-    assert "toy:nobody" in str(caught.value)
+    assert "toy:nobody: no such toy (choose one of toy:gemma2" in str(caught.value)
+    assert "--plain" not in str(caught.value)
+
+
+def test_to_resume_what_was_never_begun_or_begun_otherwise_is_refused(work):
+    with pytest.raises(RequestError, match="no examination was begun there"):
+        exam(request(work, models=["toy:llama"], out=Path("out"), resume=True))
+    exam(request(work, models=["toy:llama"], out=Path("out")))
+    with pytest.raises(ExistsError, match="--resume"):
+        exam(request(work, models=["toy:llama"], out=Path("out")))
+    with pytest.raises(RequestError, match=r"begun with other exams.*--model toy:llama --out out"):
+        exam(request(work, models=["toy:qwen2"], out=Path("out"), resume=True))
+
+
+def test_the_page_of_an_exam_is_written_again_from_its_records(work):
+    exam(request(work, models=["toy:llama"], out=Path("out")))
+    page = Path("out/report.html")
+    before = page.read_bytes()
+    page.unlink()
+    assert main(["report", "out"]) == 0
+    assert page.read_bytes() == before
 
 
 def test_a_request_that_fails_at_once_leaves_its_folder_free(work, checkpoints_of_another_base):

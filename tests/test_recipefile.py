@@ -124,6 +124,12 @@ def test_a_mistake_outside_the_stages_is_reported_once_and_not_once_a_stage(writ
         assert "stages" not in found[0]
 
 
+def test_a_mistake_on_the_command_line_has_no_line_of_the_file(write: Any) -> None:
+    [found] = problems(write(GOOD), "evaluate.epochs=2")
+    assert found.startswith("evaluate.epochs: unknown key")
+    assert "[line" not in found
+
+
 def test_names_that_are_numbers_need_no_quotes(write: Any) -> None:
     text = STAGES.replace("first", "1").replace("second", "2")
     stages = stage_recipes(load_recipe(write(GOOD + text), ["stages.2.train.learning_rate=2e-4"]))

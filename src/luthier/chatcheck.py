@@ -119,10 +119,16 @@ def _template(stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> No
     except LuthierError as error:
         found.problems.append(str(error))
         return
+    lines = seen.lines()
+    if seen.over_maximum and stage.train.truncation == "reject":
+        lines.append(
+            "  no run learns them: raise model.max_tokens, or cut them (a text's source: passage_words; chats: "
+            "train.truncation: whole_turns)"
+        )
     colour = sys.stderr.isatty()
     shown = [paint(rendered, colour) for rendered in seen.shown]
     head = "what is learned of three rows (in green, or between ⟦ and ⟧)"
-    found.sections.append("\n".join([f"chat template, {seen.rows:,} rows of the training split", *seen.lines()]))
+    found.sections.append("\n".join([f"chat template, {seen.rows:,} rows of the training split", *lines]))
     found.sections.append("\n\n".join([head, *shown]))
     found.figures["template"] = seen.figures
     for reason, trouble in seen.troubles.items():

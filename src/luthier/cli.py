@@ -145,8 +145,8 @@ def parser() -> argparse.ArgumentParser:
     sweep_parser(verbs)
     data_parser(verbs)
     add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
-    verb = add_verb(verbs, "report", _report, "write report.html of a run again", "luthier report runs/a")
-    verb.add_argument("run", type=Path)
+    verb = add_verb(verbs, "report", _report, "write report.html of a run or an exam again", "luthier report runs/a")
+    verb.add_argument("run", type=Path, help="the folder of a run or of an exam")
     return root
 
 

@@ -60,6 +60,9 @@ class CompareRequest:
         ):
             if wrong:
                 raise RequestError(what, mend)
+        for path in filter(None, (self.probe, self.prompts, self.key, *self.votes)):
+            if not path.exists():
+                raise RequestError(f"{path}: is not there", "give a file that is")
         for path in [self.page, *((self.ballots, self.answers_key) if self.blind else ())]:
             if path.exists():
                 raise ExistsError(

@@ -11,6 +11,7 @@ from luthier.checked import Checked
 from luthier.console import table
 from luthier.data.exams import Exam, read_exam, touched_items
 from luthier.errors import LuthierError
+from luthier.outcome.exams.words import counted
 from luthier.outcome.statistics.power import minimum_detectable_effect, smallest_gap
 from luthier.recipe import Recipe
 
@@ -71,7 +72,7 @@ def _about(name: str, exam: Exam, recipe: Recipe) -> list[str]:
     how += ["both orders"] * (settings.both_orders and settings.method != "text")
     how += [f"{settings.shots} shots"] * bool(settings.shots)
     lines = [
-        f"exam {name}: {n:,} items of the shape {exam.shape}, answers counted by {exam.answers}; {', '.join(how)}",
+        f"exam {name}: {n:,} items of the shape {exam.shape}, answers {counted(exam.answers)}; {', '.join(how)}",
         f"  chance {exam.chance:.1%}, always the most frequent place {exam.majority:.1%}",
         *(f"  {note}" for note in exam.notes),
     ]

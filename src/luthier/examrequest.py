@@ -36,7 +36,10 @@ class ExamRequest:
 
     def refuse(self) -> None:
         """Raise RecipeError with everything that is wrong with the words alone."""
-        found = exam_problems("exam", self.settings)
+        problems = exam_problems("exam", self.settings)
+        found = [f"--{problem.removeprefix('exam.').removeprefix('exam: ')}" for problem in problems]
+        named = [*self.exams, *map(Path, filter(None, (self.settings.pool, self.settings.labels))), self.table]
+        found += [f"{path}: is not there (give a file that is)" for path in named if path and not path.exists()]
         if not self.exams:
             found.append("EXAM: none is given (give one or more files)")
         if self.settings.labels and len(self.exams) > 1:
@@ -54,7 +57,7 @@ class ExamRequest:
         if self.resume and self.out is None:
             found.append("--resume: of which examination? (give its folder with --out)")
         if found:
-            raise RecipeError("luthier exam", found)
+            raise RecipeError("exam", found)
 
     def examined(self) -> list[tuple[ModelConfig, list[Candidate]]]:
         """Each base with who is examined on it: alone, then with its adapters. Raises RequestError."""

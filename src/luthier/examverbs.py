@@ -29,6 +29,7 @@ from luthier.outcome.exampage import write_exam_page
 from luthier.outcome.exams.examined import conclude, write_scores
 from luthier.outcome.exams.tables import for_csv, for_markdown, for_terminal
 from luthier.outcome.exams.view import ExamView, read
+from luthier.outcome.exams.words import counted
 from luthier.outcome.looks import record_look
 from luthier.outcome.pagerecords import Records
 from luthier.outcome.statistics.power import minimum_detectable_effect, smallest_gap
@@ -86,20 +87,22 @@ def _papers(request: ExamRequest, out: Path) -> list[Paper]:
         read = read_exam(path, path.stem, settings.labels, settings.answers)
         if pool is not None and pool.digest == read.digest:
             raise RequestError(f"--pool {settings.pool}: is the exam itself", "give solved questions of another file")
-        overlap = touched_items(request.table, path, read) if request.table else []
+        overlap = touched_items(request.table, path, read) if request.table else None
         _tell(read, overlap)
-        found.append(Paper(read, settings, ExamDir(out / "exams" / read.name), pool, overlap))
+        found.append(Paper(read, settings, ExamDir(out / "exams" / read.name), pool, overlap or []))
     return found
 
 
-def _tell(read: Exam, overlap: Sequence[str]) -> None:
-    say(f"exam {read.name}: {len(read.items):,} questions, read as {read.shape}, answers counted as {read.answers}")
+def _tell(read: Exam, overlap: Sequence[str] | None) -> None:
+    """`overlap` is None where no training table was named."""
+    say(f"exam {read.name}: {len(read.items):,} questions, read as {read.shape}, answers {counted(read.answers)}")
     for note in read.notes:
         say(textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="  "))
-    for drop in read.unreadable[:SHOWN]:
-        say(f"  left out: {drop.origin}: {drop.reason} {drop.detail}".rstrip())
-    if overlap:
-        say(f"  {len(overlap):,} items are touched by the training table: scores come with and without them")
+    for drop in read.unreadable[1:SHOWN]:  # the first is in the notes
+        say(f"  left out as well: {drop.origin}: {drop.reason} {drop.detail}".rstrip())
+    if overlap is not None:
+        rest = ": scores come with and without them" if overlap else ""
+        say(f"  the training table touches {len(overlap):,} of {len(read.items):,} items{rest}")
 
 
 def _refuse_bases(examined: Examined, papers: Sequence[Paper]) -> None:
@@ -108,14 +111,17 @@ def _refuse_bases(examined: Examined, papers: Sequence[Paper]) -> None:
     for config, _ in examined:
         try:
             template = ChatTemplate.of(load_tokenizer(config.base, config.revision))
-            if any(paper.settings.chat_template for paper in papers):
-                template.require_chats()
         except LuthierError as error:
-            problems.append(f"  - {config.base}: {error.message}")
+            said = error.message.removeprefix("model.base: ").removeprefix(f"{config.base}: ")
+            toy = config.base.startswith("toy:")
+            mend = error.mend if toy else "check the name and the network, or name a local folder"
+            problems.append(f"  - --model {config.base}: {said} ({mend})")
+            continue
+        if any(paper.settings.chat_template for paper in papers) and not template.chats:
+            problems.append(f"  - --model {config.base}: has no chat template (put the questions to all with --plain)")
     if problems:
         raise RequestError(
-            "\n".join(["luthier exam: these bases cannot be examined so", *problems]),
-            "leave them out, or put the questions to all as plain text: --plain",
+            "\n".join(["exam: these bases cannot be examined so", *problems]), "mend them, or leave them out"
         )
 
 
@@ -125,10 +131,12 @@ def _recorded(request: ExamRequest, examined: Examined, papers: Sequence[Paper])
     out, line = request.out or Path(), request.line()
     record = out / RECORD
     asked = {"request": _digest(request, examined, papers)}
-    if request.resume and (not record.is_file() or read_json(record)["hashes"] != asked):
+    if request.resume and not record.is_file():
+        raise RequestError(f"{out}: no examination was begun there (no {RECORD} in it)", "leave --resume out")
+    if request.resume and (begun := read_json(record))["hashes"] != asked:
         raise RequestError(
-            f"{out}: is not an examination that was begun with these words and exams",
-            f"give those of its {RECORD}, or another --out without --resume",
+            f"{out}: was begun with other exams, settings, models or adapters: {begun['command']}",
+            "go on with just that line and --resume, or name another --out without it",
         )
     run = RunDir(out) if request.resume else RunDir.create(out)
     known = read_json(record) if request.resume else _begin(line, examined, papers, asked)
@@ -223,7 +231,7 @@ class _Sat:
 
 def _concluded(paper: Paper, choose: bool) -> dict[str, Any]:
     found = conclude(paper.place, choose=choose)
-    say("\n" + for_terminal(_view(paper)) + "\n")
+    say("\n" + for_terminal(_view(paper)))
     return found
 
 
@@ -238,7 +246,7 @@ def _pages(request: ExamRequest, out: Path, papers: Sequence[Paper]) -> Path:
     write_text(out / "table.md", for_markdown(views, request.line()))
     write_text(out / "table.csv", for_csv(views))
     page = write_exam_page(out)
-    say(f"report: {page}; table.md and table.csv stand beside it")
+    say(f"\nreport: {page}; table.md and table.csv stand beside it")
     return page
 
 

@@ -55,5 +55,5 @@ def exam_problems(where: str, exam: ExamSettings) -> list[str]:
     if exam.shots < 0 or exam.max_new_tokens < 1:
         found.append(f"{where}: shots must not be below 0, nor max_new_tokens below 1")
     if bool(exam.shots) != bool(exam.pool):
-        found.append(f"{where}.shots: go with a pool (name the source that solved questions come from)")
+        found.append(f"{where}.shots: go with a pool (name where solved questions come from: pool)")
     return found

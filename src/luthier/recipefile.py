@@ -291,11 +291,22 @@ def _suggest(name: str, names: Any) -> str:
 
 
 def _with_lines(path: Path, problems: list[str]) -> list[str]:
-    """Put `line N` behind a problem whose last key occurs once in the file."""
+    """Put `line N` behind a problem whose last key occurs once in the file, within the key that the problem names."""
     lines = path.read_text(encoding="utf-8").splitlines()
     found = []
     for problem in problems:
-        key = problem.partition(":")[0].split(".")[-1].strip()
-        hits = [n for n, line in enumerate(lines, 1) if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*:", line)]
-        found.append(f"{problem} [line {hits[0]}]" if len(hits) == 1 else problem)
+        *_, above, key = ["", *problem.partition(":")[0].split(".")]
+        hits = [n for n, line in enumerate(lines) if re.match(rf"\s*[\"']?{re.escape(key.strip())}[\"']?\s*:", line)]
+        known = len(hits) == 1 and _within(lines, hits[0]) in ("", above.split()[-1] if above.strip() else "")
+        found.append(f"{problem} [line {hits[0] + 1}]" if known else problem)
     return found
+
+
+def _within(lines: list[str], place: int) -> str:
+    """The key that holds the key in line `place`; empty at the top. A value from --set has no line in the file."""
+    indent = len(lines[place]) - len(lines[place].lstrip())
+    for line in reversed(lines[:place]):
+        text = line.lstrip()
+        if text and not text.startswith("#") and len(line) - len(text) < indent:
+            return text.partition(":")[0].strip("\"' ")
+    return ""

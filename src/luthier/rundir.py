@@ -234,7 +234,11 @@ class RunDir:
 def refuse_existing(path: Path) -> None:
     """Raise ExistsError where `path` is there, unless it is an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        more = ", or --resume to go on with it" if (path / "run.json").is_file() else ""
+        more = (
+            ", or --resume to go on with it"
+            if any((path / one).is_file() for one in ("run.json", "exam-run.json"))
+            else ""
+        )
         raise ExistsError(
             f"{path}: exists already, and nothing that exists is overwritten", f"give another --out{more}"
         )

@@ -198,10 +198,13 @@ def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -
 
 
 def report(folder: Path) -> Path:
-    """Write report.html of a run from its records, and the card of each stage that sat exams."""
+    """Write report.html of a run, or of an examination, from its records, and the card of each stage that sat exams."""
     from luthier.outcome.cards import exam_card
+    from luthier.outcome.exampage import write_exam_page
     from luthier.outcome.report import write_report
 
+    if (folder / "exam-run.json").is_file():
+        return write_exam_page(folder)
     for stage in sorted(RunDir.open(folder).path.glob("stages/*")):
         card = exam_card(stage)
         if card:

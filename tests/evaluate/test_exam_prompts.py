@@ -141,3 +141,29 @@ def test_more_options_than_letters_and_a_base_without_a_template_are_refused() -
     bare.chat_template = None
     with pytest.raises(RequestError, match="no chat template"):
         ask(BOIL, chat_template=True, template=ChatTemplate.of(bare))
+
+
+def test_many_items_may_ask_the_same_with_other_options_and_one_with_an_option_of_the_exam_is_no_shot() -> None:
+    same = "Which of these sentences is correct?"
+    exam_item = ExamItem("e", same, ("He runs.", "He run."), 0)
+    pool = exam_of([ExamItem("twin", same, ("He run.", "He ran."), 1), ExamItem("new", same, ("I am.", "I is."), 0)])
+    [asked] = ask(exam_item, pool=pool, shots=1)
+    assert "I am." in asked.contexts[0]
+    assert "He ran." not in asked.contexts[0]
+
+
+def test_a_solved_question_with_more_options_than_letters_is_refused() -> None:
+    pool = exam_of([ExamItem("many", "Which?", tuple(f"o{n}" for n in range(30)), 28)])
+    with pytest.raises(RequestError, match="item many has 30 options"):
+        ask(BOIL, pool=pool, shots=1)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("sentence", ["It was _", "It was not there.", "It was _ "])
+def test_a_sentence_with_nothing_behind_its_blank_is_refused_where_that_is_scored(sentence: str, chat: bool) -> None:
+    item = ExamItem("w9", sentence, ("big", "small"), 0)
+    with pytest.raises(RequestError, match="item w9 has no words behind a blank"):
+        ask(item, shape="winogrande", method="text", chat_template=chat)
+    assert ask(item, shape="winogrande", method="letters", chat_template=chat)
+    with pytest.raises(RequestError, match="item p1 has no words behind a blank"):
+        ask(TROPHY, shape="winogrande", method="text", chat_template=chat, pool=exam_of([SHOT]), shots=1)

@@ -234,6 +234,59 @@ def test_a_base_without_turns_answers_in_its_first_line(monkeypatch: pytest.Monk
     assert sit(made, chat_template=True, **settings).predictions[0].choice == -1
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_log_likelihood_that_is_no_number_stops_the_exam(
+    wrong: float, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = marking.Marker._sums
+
+    def sums(self: marking.Marker, items: Any) -> Any:
+        found = inner(self, items)
+        found[place] = wrong
+        return found
+
+    monkeypatch.setattr(marking.Marker, "_sums", sums)
+    with pytest.raises(LuthierError, match=r"item made-\d+: a log-likelihood is not finite"):
+        sit(exam(4))
+
+
+def test_a_digest_says_which_items_are_meant_and_how_they_are_grouped() -> None:
+    """Records of a cache name them: a renamed item or another group is another sitting."""
+    first = ExamItem("one", "Which?", ("cat", "dog"), 0, group="pets")
+    others = [exam_of([first]), exam_of([replace(first, id="two")]), exam_of([replace(first, group="wild")])]
+    assert len({other.digest for other in others}) == 1
+    assert len({examiner(other).digest for other in others}) == 3
+
+
+def test_written_answers_that_were_cut_go_on_in_the_same_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision what is padded together may decide a token."""
+    monkeypatch.setattr(exams, "WRITTEN", 4)
+    inner, asked = Generator.__call__, []
+
+    def answer(self: Generator, prompts: Any, *rest: Any) -> Any:
+        asked.append([list(prompt) for prompt in prompts])
+        return inner(self, prompts, *rest)
+
+    monkeypatch.setattr(Generator, "__call__", answer)
+    made = examiner(exam(12), method="generate", max_new_tokens=2)
+    whole = made.examine(BASE.model, Devices("float32")).predictions
+    done = {one.id: one for one in (*whole[:4], whole[5])}
+    later: list[str] = []
+    resumed = made.examine(BASE.model, Devices("float32"), done, lambda one: later.append(one.id))
+    assert asked[3:] == asked[1:3]
+    assert resumed.predictions == whole
+    assert later == [one.id for one in whole if one.id not in done]
+
+
+def test_an_answer_that_would_be_written_beyond_what_the_base_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BASE.model.config, "max_position_embeddings", 60)
+    made = exam_of([ExamItem("one", "Who?", ("a", "b"), 0)])
+    assert sit(made, method="generate", max_new_tokens=2).predictions
+    with pytest.raises(RequestError, match=r"item one has \d+ tokens, and the base reads 60"):
+        sit(made, method="generate", max_new_tokens=59)
+
+
 def process() -> None:
     """What each of two processes does."""
     made = examiner(exam(20))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,60 @@ def test_a_torn_cache_is_not_used(tmp_path):
     (kept / "predictions.jsonl").write_text("")
     asked = sit(tmp_path / "second", [Candidate(BASE)], cache=cache)
     assert len(answers(asked, BASE)) == 30
+
+
+def test_a_folder_goes_on_with_the_same_names_and_groups_alone(tmp_path):
+    first = paper(tmp_path)
+    first.lay_out()
+    items = [replace(item, group="all") for item in first.exam.items]
+    with pytest.raises(RequestError, match="another ids or groups"):
+        replace(first, exam=replace(first.exam, items=items)).lay_out()
+    first.lay_out()
+
+
+def test_a_cache_that_cannot_be_written_stops_no_sweep(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    asked = sit(tmp_path / "out", [Candidate(BASE)], cache=AnswerCache(tmp_path / "file" / "cache"))
+    assert len(answers(asked, BASE)) == 30
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_equal_weights_that_work_in_another_way_have_another_key(tmp_path):
+    base = load_text_base(CONFIG)
+    examiner = paper(tmp_path).examiner(base.tokenizer)
+    sitter = Sitter(base, base.model, Devices("float32"))
+    keys = [sitter.key("", examiner)]
+    base.model.config.use_cache = False  # as training does
+    assert sitter.key("", examiner) == keys[0]
+    base.model.config.rope_parameters = {**base.model.config.rope_parameters, "rope_theta": 500.0}
+    keys.append(sitter.key("", examiner))
+    base.model.generation_config.eos_token_id = 3
+    keys.append(sitter.key("", examiner))
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ({"alora_invocation_tokens": [5, 6]}, "works behind certain tokens alone"),
+        ({"kasa_config": {"beta": 1e-4}}, "truncates the base's own weights"),
+        ({"arrow_config": {"top_k": 2}}, "chooses among several"),
+        ({"init_lora_weights": "lora_ga"}, "takes a part out of the base"),
+    ],
+)
+def test_an_adapter_that_is_no_sum_with_its_base_is_refused(tmp_path, checkpoints, setting, what):
+    folder = Path(shutil.copytree(checkpoints / STEPS[0], tmp_path / "other"))
+    write_json(folder / adapters.CONFIG, {**read_json(folder / adapters.CONFIG), **setting})
+    with pytest.raises(RequestError, match=what):
+        sit(tmp_path / "out", find_candidates([folder]))
+
+
+def test_folders_whose_names_join_to_the_same_are_refused(tmp_path, checkpoints):
+    folders = [tmp_path / name for name in ("a/b-c", "a-b/c", "z/c")]
+    for folder in folders:
+        shutil.copytree(checkpoints / STEPS[0], folder)
+    with pytest.raises(RequestError, match="would be called the same"):
+        find_candidates(folders)
 
 
 def test_a_model_in_training_has_the_key_of_its_checkpoint(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from luthier.evaluate import loglikelihood
 from luthier.evaluate.loglikelihood import Request, Scored, beginning, encode, encode_answers, scoring
@@ -201,3 +202,17 @@ def test_an_answer_in_a_chat_is_scored_from_its_first_token(name: str) -> None:
     at = text.rindex("B two")
     (found,) = encode_answers([Request(text[:at], "B two")], template.tokenizer)
     assert template.tokenizer.decode(found.ids[found.start :]).strip() == "B two"
+
+
+@pytest.mark.parametrize("name", ["toy:qwen2", "toy:llama"])
+def test_a_tokenizer_that_ends_every_text_cuts_as_one_that_does_not(name: str) -> None:
+    plain, ending = load_tokenizer(name), load_tokenizer(name)
+    first = f"{plain.bos_token} " if plain("a")["input_ids"][0] == plain.bos_token_id else ""
+    ends = [(token, plain.convert_tokens_to_ids(token)) for token in {plain.bos_token, plain.eos_token} - {None}]
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first}$A {plain.eos_token}", special_tokens=ends
+    )
+    assert ending("a")["input_ids"][-1] == plain.eos_token_id
+    asked = [Request("Question: is it?\nAnswer:", " yes, it is"), Request("", "so"), Request("One ", "two")]
+    for one, other in zip(encode(asked, plain), encode(asked, ending), strict=True):
+        assert (one.ids.tolist(), one.start) == (other.ids.tolist(), other.start)

@@ -202,3 +202,14 @@ def test_what_cannot_be_shown_is_refused(base: TextBase, tmp_path: Path) -> None
     with pytest.raises(MediaError, match=r"empty|unreadable"):
         MediaReader.of(base, [replace(exam, blobs=dict.fromkeys(exam.blobs, b"RIFF"))], tmp_path / "other", Limits())
     assert MediaReader.of(base, [replace(exam, items=[replace(item, media=())])], tmp_path, Limits()) is None
+
+
+def test_the_recordings_of_solved_questions_are_part_of_the_digest(base: TextBase, tmp_path: Path) -> None:
+    """Ids number the vectors alone: another recording of the same length has the same ids."""
+    made, digests = exam_of("audio", [sound(1)]), []
+    for seed in (2, 3):
+        pool = exam_of("audio", [sound(seed)], "pool")
+        media = MediaReader.of(base, [made, pool], tmp_path, Limits())
+        settings = ExamSettings(shots=1, pool="pool", both_orders=False)
+        digests.append(Examiner.of(made, settings, ChatTemplate.of(base.tokenizer), pool, media).digest)
+    assert digests[0] != digests[1]

@@ -56,3 +56,7 @@ def test_a_letter_that_is_another_options_text_names_none() -> None:
 @given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=6), min_size=2, max_size=5, unique=True))
 def test_any_text_names_an_option_that_is_there_or_none(text: str, options: list[str]) -> None:
     assert -1 <= parse_choice(text, options) < len(options)
+
+
+def test_an_answer_without_a_word_names_none_whatever_the_options() -> None:
+    assert parse_choice(" . ", (".", "!")) == parse_choice("", (".", "!")) == -1

@@ -136,7 +136,7 @@ def test_the_whole_story_of_a_chat_stage_is_there(run: Path) -> None:
     text = words(page)
     for expected in (
         "Stage main: the loss on held-out answers is 1.800 [1.760, 1.840] nats a token after training and was 2.100 "
-        "[2.060, 2.140] before. On the same 66 chats the gain is +0.300 [0.260, 0.340]: it learned.",
+        "[2.060, 2.140] before. On the same 66 rows the gain is +0.300 [0.260, 0.340]: it learned.",
         "steps 60, stopped early",
         "best step, by validation loss 40 (1.803)",
         "12 min 34 s",
@@ -198,6 +198,12 @@ def test_without_an_interval_or_a_before_nothing_is_claimed(run: Path) -> None:
     assert "how it was before is not recorded" in words(page_of(run))
     files.write_json(path, {})
     assert "Nothing was held out, so nothing says whether it learned." in words(page_of(run))
+
+
+def test_one_row_alone_has_no_interval_to_judge_by() -> None:
+    scores = {"loss": figure(1.8, 0.0, 1), "before.loss": figure(2.1, 0.0, 1), "gain.loss": figure(0.3, 0.0, 1)}
+    said = chatpart.headline([{"name": "main", "scores": scores, "about": {}}])
+    assert said.endswith("On the same row the gain is +0.300 [0.300, 0.300]: there is no interval to judge it by.")
 
 
 def test_silent_and_still_tensors_and_halvings_are_said(run: Path) -> None:

@@ -285,7 +285,7 @@ def test_an_exam_that_chose_a_checkpoint_is_said_to_flatter_it(tmp_path: Path) -
     recipe.train.select, recipe.evaluate.choose_by = "exam", "quiz"
     files.write_text(paths[0] / "recipe.yaml", to_yaml(recipe))
     found, _ = by_records(paths)
-    assert found["exams"][0]["notes"] == ["this exam chose the checkpoint of a: its scores flatter them"]
+    assert found["exams"][0]["notes"] == ["This exam chose the checkpoint of a: it flatters them."]
 
 
 def test_an_exam_that_one_run_did_not_sit_is_refused(tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ def test_words_beside_a_line_fit_wherever_it_stands(share: float) -> None:
         assert left + 6.9 * len(words) <= WIDTH
 
 
+@pytest.mark.parametrize("name", ["toy-gemma2", "mmmmWWWWmmmm"])
+def test_wide_letters_stay_on_the_chart(name: str) -> None:
+    svg = examcharts.estimate_chart("scores", [Estimate(name, 0.5, 0.4, 0.6)], [], "right, %")
+    [label] = [one for one in tree(svg).iter("text") if one.text == name]
+    wide = {"m": 11.7, "W": 11.9, "o": 7.3, "e": 7.4, "t": 4.7, "y": 7.1, "g": 7.6, "a": 7.4, "2": 7.6, "-": 4.3}
+    assert at(label, "x") >= sum(wide[letter] for letter in name)  # DejaVu Sans at 12 units, set to end at x
+
+
 def test_names_and_notes_of_long_rows_do_not_meet() -> None:
     svg = examcharts.estimate_chart("gaps", [Estimate("n" * 60, -0.2, -0.3, -0.1, "-20.0 p < 0.001")], [], "points")
     name, note = (one for one in tree(svg).iter("text") if "n" * 5 in (one.text or "") or "p <" in (one.text or ""))

@@ -91,6 +91,12 @@ def option_loss(item: ExamPrediction) -> float:
     return float(np.logaddexp(*item.logprobs)) - item.logprobs[item.answer]
 
 
+def notes(exam: ExamDir) -> list[str]:
+    for name in exam.candidates():
+        write_scores(exam, name)
+    return conclude(exam, choose=False)["notes"]
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -146,6 +152,7 @@ def test_both_orders_show_the_place_a_model_prefers(tmp_path: Path) -> None:
     assert found["swap.first"] == {"value": 1.0, "ci": [1.0, 1.0], "n": 40}
     assert found["swap.accuracy"]["value"] == 0.5
     assert found["swap.consistent"]["value"] == 0.0
+    assert any("whatever stands there" in note and "base (100.0%)" in note for note in notes(exam))
 
     def never_swayed(row: dict[str, Any], place: int) -> dict[str, Any]:
         back = ExamAsked("question", True, [], row["answer"])
@@ -154,6 +161,7 @@ def test_both_orders_show_the_place_a_model_prefers(tmp_path: Path) -> None:
     change_answers(exam, "base", never_swayed)
     found = write_scores(exam, "base")
     assert [found[f"swap.{key}"]["value"] for key in ("first", "accuracy", "consistent")] == [0.5, 1.0, 1.0]
+    assert not any("whatever stands there" in note for note in notes(exam))
 
 
 def test_several_wordings_have_an_accuracy_each_and_a_spread(tmp_path: Path) -> None:
@@ -170,6 +178,7 @@ def test_several_wordings_have_an_accuracy_each_and_a_spread(tmp_path: Path) -> 
     assert found["prompt.exam.accuracy"]["value"] == 0.5
     assert found["prompt.spread"]["value"] == 0.25
     assert found["prompt.spread"]["ci"][0] > 0.05
+    assert "Between the wordings a score differs by up to 25.0 points (base)." in notes(exam)
 
     change_answers(exam, "base", lambda row, place: {**row, "more": row["more"] if place else []})
     with pytest.raises(DataError, match="'q0' was not asked in the wording 'exam'"):
@@ -196,7 +205,39 @@ def test_items_that_training_touches_are_left_out_of_the_clean_score(tmp_path: P
     found = write_scores(exam, "base")
     assert found["clean.accuracy"]["value"] == 0.5
     assert found["clean.accuracy"]["n"] == 20
-    assert any("touches 20 of 40" in note for note in conclude(exam, choose=False)["notes"])
+    assert any("touches 20 of 40 questions; without them base has 50.0% right" in note for note in notes(exam))
+
+
+def test_an_exam_that_training_touches_all_of_has_no_score_free_of_it(tmp_path: Path) -> None:
+    exam = Written(np.ones((1, 5)), [None], overlap=[f"q{k}" for k in range(5)]).write(tmp_path)
+    assert "Training touches 5 of 5 questions; no score is free of them." in notes(exam)
+
+
+def test_log_loss_tells_apart_what_right_and_wrong_do_not(tmp_path: Path) -> None:
+    exam = checkpoints(np.random.default_rng(3), [0.7, 0.7, 0.7], 80).write(tmp_path)
+    base = _rows(exam.candidate("base").predictions)
+    sure = np.random.default_rng(4).normal(0.3, 0.1, len(base))
+    for name in exam.candidates():
+        moved = 0.0 if name == "base" else 1.0
+
+        def change(row: dict[str, Any], place: int, moved: float = moved) -> dict[str, Any]:
+            logprobs = [-1.0, -1.0]
+            logprobs[row["answer"]] += 0.5 + moved * float(sure[place])
+            return {**base[place], "logprobs": logprobs}
+
+        change_answers(exam, name, change)
+    table = conclude(exam, choose=True)
+    picked = next(row for row in table["candidates"] if row["name"] == table["chosen"])
+    gap = picked["against_base"]["log_loss"]
+    assert picked["against_base"]["p_adjusted"] == 1.0
+    assert gap["value"] < 0
+    assert 2 * gap["p"] < 0.001
+    assert [note for note in table["notes"] if note.startswith("By log loss")] == [
+        "By log loss, which sees more than right and wrong: that of step-000050 is lower than the base's "
+        f"({gap['value']:+.3f} nats [{gap['ci'][0]:+.3f}, {gap['ci'][1]:+.3f}], paired t, p < 0.001)."
+    ]
+    # Their scores tie: one sentence on that is enough.
+    assert sum("step-000050" in note and "cannot be told" in note for note in table["notes"]) == 1
 
 
 def test_groups_widen_every_interval(tmp_path: Path) -> None:
@@ -295,6 +336,22 @@ def test_one_candidate_has_a_table_without_comparisons(tmp_path: Path) -> None:
     assert table["discordance"] is table["minimum_detectable_effect"] is table["more_questions"] is None
     assert table["candidates"][0]["group"] == ["a"]
     assert table["corrected"]["value"] == pytest.approx(table["candidates"][0]["scores"]["accuracy"]["value"])
+
+
+@pytest.mark.parametrize("choose", [True, False])
+def test_one_question_has_a_table_that_tells_nothing_apart(tmp_path: Path, choose: bool) -> None:
+    table = conclude(checkpoints(np.random.default_rng(5), [0.9, 0.9], 1).write(tmp_path), choose=choose)
+    assert {letter for one in table["candidates"] for letter in one["group"]} == {"a"}
+    assert table["corrected"]["ci"] == [0.0, 1.0]
+    assert table["minimum_detectable_effect"] is None
+
+
+def test_scores_that_are_missing_are_drawn_as_the_others(tmp_path: Path) -> None:
+    exam = checkpoints(np.random.default_rng(5), [0.6, 0.7], 40).write(tmp_path)
+    wanted = write_scores(exam, "base", resamples=60, seed=7)
+    exam.candidate("base").scores.unlink()
+    table = conclude(exam, choose=False, resamples=60, seed=7)
+    assert table["candidates"][0]["scores"] == read_json(exam.candidate("base").scores) == wanted
 
 
 def test_a_candidate_that_copies_another_ties_with_it(tmp_path: Path) -> None:

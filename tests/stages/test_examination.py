@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,16 +175,95 @@ def test_a_broken_checkpoint_is_not_examined(recipe, tmp_path, monkeypatch):
 
     settle = StageExams.settle
 
-    def harm(self, learner, checkpoints):
+    def harm(self, learner, checkpoints, usual):
         path = checkpoints.path(8) / "adapter_model.safetensors"
         raw = bytearray(path.read_bytes())
         raw[-1] ^= 1
         path.write_bytes(bytes(raw))
-        return settle(self, learner, checkpoints)
+        return settle(self, learner, checkpoints, usual)
 
     monkeypatch.setattr(StageExams, "settle", harm)
     with pytest.raises(CheckpointError, match="step-000008"):
         verbs.run(recipe, tmp_path / "run")
+
+
+def test_the_best_by_validation_is_examined_though_no_exam_was_due_there(recipe, tmp_path, monkeypatch):
+    from luthier.stages import fit
+
+    make_job, losses = fit.make_job, iter([1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(fit, "make_job", lambda *given: replace(make_job(*given), validate=lambda: next(losses)))
+    change = ["train.select=best", "data.validation_fraction=0.2", "train.validate_every=3", "evaluate.choose_by="]
+    verbs.run(recipe, tmp_path / "run", change)
+    stage = tmp_path / "run/stages/main"
+    assert read_json(stage / "stage.json")["trained"]["kept_step"] == 3
+    assert sorted(answers(tmp_path / "run", "dev")) == sorted([*CANDIDATES, "step-000003"])
+    own = read_json(stage / "exams/dev/step-000003/scores.json")
+    assert read_json(stage / "scores.json")["accuracy"] == own["accuracy"]
+
+
+@pytest.mark.parametrize("examine", ["during", "after"])
+def test_answers_of_steps_that_are_trained_again_are_forgotten(recipe, after, tmp_path, examine, monkeypatch):
+    """Steps 8 and 10 broke, and another machine's rounding gives them other weights."""
+    run = tmp_path / "run"
+    verbs.run(recipe, run, [f"evaluate.examine={examine}"])
+    stage = run / "stages/main"
+    for name in ("stage.json", "predictions.jsonl", "scores.json"):
+        (stage / name).unlink()
+    shutil.rmtree(stage / "adapter")
+    for name in CANDIDATES[2:]:
+        (stage / "checkpoints" / name / "adapter_model.safetensors").write_bytes(b"")
+        for exam in ("dev", "report"):  # as if the weights had been others
+            seat = stage / "exams" / exam / name
+            (seat / "candidate.json").write_text(
+                json.dumps({**read_json(seat / "candidate.json"), "key": "other", "adapter_sha256": "other"})
+            )
+            lines = [
+                {**row, "choice": 0, "correct": row["answer"] == 0} for row in read_jsonl(seat / "predictions.jsonl")
+            ]
+            (seat / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    verbs.run(recipe, run, [f"evaluate.examine={examine}"], resume=True)
+    for exam in ("dev", "report"):
+        assert answers(run, exam) == answers(after, exam)
+
+
+def test_a_sitting_without_scores_is_not_over_and_its_look_is_counted(recipe, after, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(after, run)
+    seat = run / "stages/main/exams/dev/step-000008"
+    wanted = read_json(seat / "scores.json")
+    for path in (seat / "scores.json", run / "stages/main/stage.json"):
+        path.unlink()
+    shutil.rmtree(run / "stages/main/adapter")
+    digest = read_json(run / "stages/main/exams/dev/exam.json")["digest"]
+    ledger = tmp_path / "looks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUTHIER_HOME", str(tmp_path))
+        verbs.run(recipe, run, resume=True)
+    key = read_json(seat / "candidate.json")["key"]
+    assert key in {row["who"] for row in read_jsonl(ledger / f"{digest}.jsonl")}
+    assert read_json(seat / "scores.json") == wanted
+
+
+def test_early_stopping_passes_over_a_step_that_the_disk_refused(recipe, tmp_path, monkeypatch):
+    from luthier.errors import DiskError
+    from luthier.runtime.checkpoints import Checkpoints
+
+    write = Checkpoints._write
+
+    def refuse(self, step, *rest):
+        if step == 4:
+            raise DiskError("no room")
+        write(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "_write", refuse)
+    verbs.run(recipe, tmp_path / "run", ["evaluate.examine=during", "train.early_stopping_patience=1"])
+    assert sorted(answers(tmp_path / "run", "dev")) == ["base", "step-000008", "step-000010"]
+
+
+def test_an_exam_that_chooses_and_reports_under_two_names_is_refused(recipe, tmp_path):
+    twin = f"data.sources.report.path={recipe.parent / 'dev.json'}"
+    with pytest.raises(RequestError, match="dev has the questions of report"):
+        verbs.run(recipe, tmp_path / "run", [twin])
 
 
 def test_another_version_of_an_exam_is_not_mixed_into_a_run(recipe, after, tmp_path):

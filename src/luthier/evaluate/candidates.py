@@ -24,8 +24,14 @@ BASE = "base"
 """The name of the base alone."""
 _STEP = re.compile(r"step-(\d+)$")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of beginning LoRA that take a part out of the base's own weights."""
+_OTHER_KINDS = {
+    "alora_invocation_tokens": "works behind certain tokens alone",
+    "arrow_config": "chooses among several adapters",
+    "kasa_config": "truncates the base's own weights",
+}
+"""Kinds of LoRA that are no sum with the base's layers."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ def find_candidates(folders: Sequence[Path]) -> list[Candidate]:
     if twice:
         raise RequestError(f"--adapter {twice[0]}: is given twice", "give each adapter once")
     names = _names(whole)
+    alike = [f"{path} ({name})" for path, name in zip(whole, names, strict=True) if names.count(name) > 1]
+    if alike:
+        raise RequestError(f"--adapter: {' and '.join(alike)} would be called the same", "rename one of the folders")
     return [Candidate(*one) for one in zip(names, found, (_step_of(path.name) for path in whole), strict=True)]
 
 
@@ -160,6 +169,7 @@ def _refuse_other_kinds(settings: dict[str, Any], folder: Path) -> None:
         (settings.get("bias", "none") != "none", "bias: biases of the base itself were trained"),
         (bool(settings.get("layer_replication")), "layer_replication: the base's layers are used several times"),
         (began.startswith(_CHANGES_BASE), f"init_lora_weights: {began} takes a part out of the base's weights"),
+        *((bool(settings.get(key)), f"{key}: {what}") for key, what in _OTHER_KINDS.items()),
     ):
         if wrong:
             raise CheckpointError(

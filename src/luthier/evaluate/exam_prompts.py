@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from luthier.data.exams.exam import Exam, ExamItem
 from luthier.errors import RequestError
@@ -100,16 +101,21 @@ class Asker:
     ) -> Asker:
         """`marks` are what the base has for one sound or picture, as text.
 
-        Raises RequestError where the settings cannot be met: no chat template, too many options, too few shots.
+        Raises RequestError where the settings cannot be met: no chat template, too many options, too few shots, a
+        sentence without words after its blank where these are scored.
         """
         if settings.chat_template and not template.chats:
             raise RequestError(
                 f"exam {exam.name}: {template.name} has no chat template", "set chat_template: false for this exam"
             )
-        if settings.method != "text":
-            _check_letters(exam)
+        shots = _shots(exam, settings.shots, pool)
         partial = exam.shape == "winogrande" and settings.method == "text"
-        return cls(settings, template, partial, _shots(exam, settings.shots, pool), marks or {})
+        for item in (*shots, *exam.items):
+            if settings.method != "text":
+                _check_letters(exam, item)
+            elif partial:
+                _check_blank(exam, item)
+        return cls(settings, template, partial, shots, marks or {})
 
     def ask(self, item: ExamItem) -> Iterator[Asked]:
         """The item in each wording and order: the first wording in the file's order first."""
@@ -197,13 +203,15 @@ class Asker:
 
 
 def _shots(exam: Exam, count: int, pool: Exam | None) -> tuple[ExamItem, ...]:
-    """The first `count` items of the pool that the exam does not ask: the same for all its questions."""
+    """The first `count` items of the pool that the exam does not ask (the same question, with an option of it): the
+    same for all its questions."""
     if not count:
         return ()
     if pool is None:
         raise RequestError(f"exam {exam.name}: {count} shots, and no pool", "name the source that they come from: pool")
-    asked = {(item.question, item.before) for item in exam.items}
-    found = [item for item in pool.items if (item.question, item.before) not in asked][:count]
+    asked = {(*_task(item), option) for item in exam.items for option in item.options}
+    new = (item for item in pool.items if not any((*_task(item), option) in asked for option in item.options))
+    found = list(islice(new, count))
     if len(found) < count:
         raise RequestError(
             f"exam {exam.name}: {count} shots, and the pool {pool.name} has {len(found)} items that the exam has not",
@@ -212,14 +220,25 @@ def _shots(exam: Exam, count: int, pool: Exam | None) -> tuple[ExamItem, ...]:
     return tuple(found)
 
 
-def _check_letters(exam: Exam) -> None:
-    for item in exam.items:
-        if len(item.options) > len(LETTERS):
-            raise RequestError(
-                f"exam {exam.name}: item {item.id} has {len(item.options)} options, and there are {len(LETTERS)} "
-                "letters",
-                "set method: text for this exam",
-            )
+def _task(item: ExamItem) -> tuple[str, ...]:
+    """With one option, what makes two items alike: many may ask no more than which sentence is right."""
+    return (item.question, item.before, *(part.media or "" for part in item.media))
+
+
+def _check_letters(exam: Exam, item: ExamItem) -> None:
+    if len(item.options) > len(LETTERS):
+        raise RequestError(
+            f"exam {exam.name}: item {item.id} has {len(item.options)} options, and there are {len(LETTERS)} letters",
+            "set method: text for this exam",
+        )
+
+
+def _check_blank(exam: Exam, item: ExamItem) -> None:
+    if not item.question.partition("_")[2].strip():
+        raise RequestError(
+            f"exam {exam.name}: item {item.id} has no words behind a blank (_), and these are what is scored",
+            "set method: letters for this exam",
+        )
 
 
 def _turn(role: str, text: str) -> Message:

@@ -6,6 +6,7 @@ module knows nothing of folders, runs and statistics.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ import torch
 
 from luthier.console import progress
 from luthier.data.exams.exam import Exam, ExamItem
-from luthier.errors import RequestError
+from luthier.errors import LuthierError, RequestError
 from luthier.evaluate.exam_encoded import Encoded, encode_exam
 from luthier.evaluate.exam_media import MediaReader
 from luthier.evaluate.exam_prompts import Asker
@@ -63,7 +64,7 @@ class Examiner:
     asked: list[list[Encoded]]
     """Of each item, each wording and order: the first of them gives the choice."""
     digest: str
-    """sha256 of the exam's content, the settings and all encoded ids."""
+    """sha256 of the exam's content with its items' names and groups, the settings, and all encoded ids."""
     media: MediaReader | None = None
 
     @classmethod
@@ -80,10 +81,15 @@ class Examiner:
         Raises RequestError where the settings cannot be met: no chat template, too few shots, more options than
         letters, options that are the same ids, media that this base does not read.
         """
-        asked = encode_exam(exam, Asker.of(exam, settings, template, pool, {} if media is None else media.marks), media)
+        asker = Asker.of(exam, settings, template, pool, {} if media is None else media.marks)
+        asked = encode_exam(exam, asker, media)
         # What sources are called, and how answers were found in them, is in the content already.
         put = asdict(replace(settings, labels="", answers="", pool=""))
-        digest = sha256(canonical([exam.digest, put]).encode())
+        # Records name items and their groups; ids number the media of solved questions, and do not say which they are.
+        named = [[item.id, item.group] for item in exam.items]
+        shown = [part.media for shot in asker.shots for part in shot.media]
+        stops = [template.stop, template.tokenizer.eos_token_id]
+        digest = sha256(canonical([exam.digest, put, named, shown, stops]).encode())
         for text in (text for ways in asked for one in ways for text in one.texts):
             digest.update(canonical([text.start, len(text.ids)]).encode() + text.ids.tobytes())
         return cls(exam, settings, template, asked, digest.hexdigest(), media)
@@ -134,7 +140,7 @@ class Examiner:
                 devices.add_up([shared])
                 values = iter(shared.tolist())
                 for at in (at for line in together for at in line):
-                    ways = [_scored(one, [next(values) for _ in one.texts]) for one in self.asked[at]]
+                    ways = [self._scored(at, one, [next(values) for _ in one.texts]) for one in self.asked[at]]
                     if at in left:
                         finish(at, ways)
             return scorer.read
@@ -142,17 +148,28 @@ class Examiner:
     def _write(self, model: Any, devices: Devices, left: Set[int], finish: Finish) -> int:
         """Have the model write its answers. Returns the tokens read, its own included."""
         generator, decoding = Generator(model, self.template, devices), Decoding(self.settings.max_new_tokens)
-        items = sorted(left)  # no answer depends on what is written beside it
+        parts = [range(begin, min(begin + WRITTEN, len(self.asked))) for begin in range(0, len(self.asked), WRITTEN)]
         read = 0
-        for begin in range(0, len(items), WRITTEN):
-            part = items[begin : begin + WRITTEN]
+        for part in (part for part in parts if not left.isdisjoint(part)):
             texts = [one.texts[0] for at in part for one in self.asked[at]]
             answers = generator([text.ids[: text.start].tolist() for text in texts], decoding, self.exam.name)
             read += sum(text.start + len(answer.ids) for text, answer in zip(texts, answers, strict=True))
             queue = iter(answers)
             for at in part:
-                finish(at, [self._read(one, self.exam.items[at], next(queue).text) for one in self.asked[at]])
+                ways = [self._read(one, self.exam.items[at], next(queue).text) for one in self.asked[at]]
+                if at in left:
+                    finish(at, ways)
         return read
+
+    def _scored(self, at: int, one: Encoded, sums: Sequence[float]) -> ExamAsked:
+        """What is no number chooses nothing: with one NaN among them, the largest would depend on their order."""
+        if not all(map(math.isfinite, sums)):
+            raise LuthierError(
+                f"exam {self.exam.name}: item {self.exam.items[at].id}: a log-likelihood is not finite ({list(sums)})",
+                "the weights are broken, or overflow in this number format: set model.dtype (--dtype) to float32",
+            )
+        logprobs = [value / divisor for value, divisor in zip(sums, one.divisors, strict=True)]
+        return ExamAsked(one.prompt, one.reversed, logprobs, logprobs.index(max(logprobs)))
 
     def _read(self, one: Encoded, item: ExamItem, text: str) -> ExamAsked:
         """A base without turns goes on with the next question: its first line is its answer."""
@@ -166,17 +183,18 @@ class Examiner:
     def _check_lengths(self, model: Any) -> None:
         most = getattr(adapters.bare(model).config.get_text_config(), "max_position_embeddings", None)
         for item, ways in zip(self.exam.items, self.asked, strict=True):
-            longest = max(len(text.ids) for one in ways for text in one.texts)
+            longest = max(map(self._length, ways))
             if most is not None and longest > most:
                 raise RequestError(
                     f"exam {self.exam.name}: item {item.id} has {longest} tokens, and the base reads {most}",
                     "lower shots, shorten the passage, or take a base that reads more",
                 )
 
-
-def _scored(one: Encoded, sums: Sequence[float]) -> ExamAsked:
-    logprobs = [value / divisor for value, divisor in zip(sums, one.divisors, strict=True)]
-    return ExamAsked(one.prompt, one.reversed, logprobs, logprobs.index(max(logprobs)))
+    def _length(self, one: Encoded) -> int:
+        """Tokens of the longest option's text, or of the prompt with the longest answer that may be written."""
+        if self.settings.method == "generate":
+            return one.texts[0].start + self.settings.max_new_tokens
+        return max(len(text.ids) for text in one.texts)
 
 
 def _prediction(item: ExamItem, ways: Sequence[ExamAsked]) -> ExamPrediction:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,11 @@ def _made_by() -> str:
     return sha256_bytes(b"\0".join([*code, *(version.encode() for version in versions)]))[:16]
 
 
+@functools.cache
+def _say_once(root: Path) -> None:
+    say(f"answers are not kept for other runs: {root} cannot be written (set LUTHIER_CACHE to a folder of yours)")
+
+
 @dataclass(frozen=True)
 class AnswerCache:
     """Finished sittings of any run, each in a folder named by its key. Without a root nothing is found or kept."""
@@ -148,13 +153,17 @@ class AnswerCache:
         return read_predictions(SatDir(folder)), SatRecord(**read_json(SatDir(folder).record))
 
     def keep(self, key: str, predictions: Sequence[ExamPrediction], record: SatRecord) -> None:
-        """Keep a finished sitting. Raises DiskError."""
+        """Keep a finished sitting. A disk that refuses is said once and stops nothing: the run has its own records."""
         if self.root is None:
             return
-        with suppress(ExistsError), atomic_folder(self.root / key, {}, durable=False) as folder:
-            seat = SatDir(folder)
-            write_jsonl(seat.predictions, (prediction.to_json() for prediction in predictions))
-            write_json(seat.record, record.to_json())
+        try:
+            with atomic_folder(self.root / key, {}, durable=False) as folder:
+                seat = SatDir(folder)
+                write_jsonl(seat.predictions, (prediction.to_json() for prediction in predictions))
+                write_json(seat.record, record.to_json())
+        except (ExistsError, DiskError):
+            if not (self.root / key).is_dir():  # else another process kept the same meanwhile
+                _say_once(self.root)
 
 
 NO_CACHE = AnswerCache(None)

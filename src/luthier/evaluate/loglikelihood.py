@@ -54,7 +54,8 @@ def encode(requests: Sequence[Request], tokenizer: Any) -> list[Scored]:
 
     Blanks that end a context are scored with the continuation. Context and whole are encoded apart, and what the whole
     has beyond the context's count is scored. The tokenizer adds its first token unless the text has it already. Before
-    a continuation without a context stands BOS, or EOS where there is none.
+    a continuation without a context stands BOS, or EOS where there is none. A tokenizer that ends every text with EOS
+    is kept from it (the harness is not): it would stand between context and continuation, and be scored.
     """
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     moved = []
@@ -74,8 +75,9 @@ def encode(requests: Sequence[Request], tokenizer: Any) -> list[Scored]:
 
 
 def _tokens(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Ids of each text in one call, with the tokenizer's own first token unless the text begins with it."""
-    first = tokenizer.bos_token
+    """Ids of each text in one call, with the tokenizer's own first token unless the text begins with it; no last."""
+    first, last = tokenizer.bos_token, tokenizer.eos_token_id
+    ended = last is not None and tokenizer("a", verbose=False)["input_ids"][-1] == last
     begun = [bool(first) and text.startswith(first) for text in texts]
     found: list[list[int]] = [[]] * len(texts)
     for flag in (False, True):
@@ -83,7 +85,7 @@ def _tokens(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         if part:
             ids = tokenizer([texts[at] for at in part], add_special_tokens=not flag, verbose=False)["input_ids"]
             for at, one in zip(part, ids, strict=True):
-                found[at] = one
+                found[at] = one[:-1] if ended and not flag else one
     return found
 
 

@@ -7,6 +7,7 @@ are those of `luthier.exam_records`; what they bear is for `luthier.outcome` to 
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from luthier.evaluate.exam_media import MediaReader
 from luthier.evaluate.exams import Examiner
 from luthier.evaluate.journal import NO_CACHE, AnswerCache, Journal, read_predictions
 from luthier.exam_records import ExamPrediction, SatRecord
-from luthier.files import json_text, read_json, sha256_bytes, write_json, write_jsonl
+from luthier.files import json_text, read_json, read_jsonl, sha256_bytes, write_json, write_jsonl
 from luthier.models import adapters
 from luthier.models.chat import ChatTemplate
 from luthier.models.swap import Seat
@@ -37,6 +38,9 @@ __all__ = ["BASE", "Candidate", "Paper", "Sitter", "sweep"]
 
 STILL = 1e-6
 """Nats: log-likelihoods that all differ by less were not moved by the adapter; so much is left to rounding."""
+
+_NO_WORKINGS = ("transformers_version", "architectures", "dtype", "use_cache")
+"""What a config says that no answer depends on, or that is known from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Paper:
             return
         there = read_json(self.place.exam)
         differing = [key for key in ("digest", "settings", "overlap") if there[key] != record.to_json()[key]]
+        if not differing and read_jsonl(self.place.items) != [item.to_json() for item in self.exam.items]:
+            differing = ["ids or groups"]
         if differing:
             raise RequestError(
                 f"{self.place.exam}: examined before with another {' and '.join(differing)}", "give another --out"
@@ -86,7 +92,7 @@ class Sitter:
     def key(self, adapter_sha256: str, examiner: Examiner) -> str:
         """Digest of all that decides the answers; equal keys, equal answers."""
         dtype = str(self.devices.precision.dtype)
-        parts = [self.base.digest, adapter_sha256, examiner.digest, dtype]
+        parts = [self.base.digest, _workings(self.base.model), adapter_sha256, examiner.digest, dtype]
         return sha256_bytes(json_text(parts).encode())
 
     def sit(self, candidate: Candidate, examiner: Examiner, place: ExamDir) -> None:
@@ -165,6 +171,13 @@ class Sitter:
                 "log-likelihood: its adapter changes nothing (was it trained, and saved under the names of this base?)"
             )
         return same
+
+
+def _workings(model: Any) -> list[Any]:
+    """What a base does besides its weights: rotary positions, windows, caps, the tokens that end an answer."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _NO_WORKINGS}
+    return [kept, model.generation_config.eos_token_id]
 
 
 def sweep(

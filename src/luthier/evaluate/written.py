@@ -24,6 +24,8 @@ def parse_choice(text: str, options: Sequence[str]) -> int:
     an option's text. Blanks around it, a final full stop and case do not matter.
     """
     said = _plain(text)
+    if not said:
+        return -1
     named = {place for place, option in enumerate(options) if said == _plain(option)}
     match = _LETTER.fullmatch(text.strip())
     if match is not None:

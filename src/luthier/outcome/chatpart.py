@@ -85,7 +85,9 @@ def headline(stages: Sequence[Json]) -> str:
     gain = figures.score(scores.get("gain.loss"))
     if not before or not gain:
         return line + "; how it was before is not recorded."
-    line += f" and was {_said(before)} before. On the same {gain['n']} chats the gain is {_said(gain, sign='+')}: "
+    line += (
+        f" and was {_said(before)} before. On the same {_rows_said(gain['n'])} the gain is {_said(gain, sign='+')}: "
+    )
     return (
         line
         + {
@@ -97,9 +99,13 @@ def headline(stages: Sequence[Json]) -> str:
     )
 
 
+def _rows_said(count: int) -> str:
+    return "row" if count == 1 else f"{count:,} rows"
+
+
 def verdict(gain: Json) -> str:
-    """better, worse, "" where the interval of a gain holds 0, ? where there is none."""
-    if not gain or gain["low"] is None:
+    """better, worse, "" where the interval of a gain holds 0, ? where there is none, or one of a single row."""
+    if not gain or gain["low"] is None or gain["n"] == 1:
         return "?"
     return "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else ""
 

@@ -7,10 +7,11 @@ and the answers to prompts are made elsewhere and handed in.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from luthier.console import table
+from luthier.console import WIDTH, table
 from luthier.outcome import figures
 from luthier.outcome.comparing import differences
 from luthier.outcome.comparing.examined import exams
@@ -142,8 +143,8 @@ def grouped(measure: Json) -> str:
 
 
 def table_text(found: Json) -> str:
-    """The comparison for a terminal: a table a measure, then its sentences."""
-    parts = []
+    """The comparison for a terminal, in at most 100 columns: a table a measure, then its sentences."""
+    parts = list[str]()
     sections = [("held-out answers", found["verdicts"]), ("probe", found["probe"])]
     for name, part in [*sections, *((f"exam {exam['name']}", exam) for exam in found["exams"])]:
         for measure in part["measures"] if part else []:
@@ -155,7 +156,13 @@ def table_text(found: Json) -> str:
                 ]
                 for run in measure["runs"]
             ]
-            parts.append(table([f"{name} (n = {part['n']})", measure["name"], "group"], rows))
+            parts.append("\n" + table([f"{name} (n = {part['n']})", measure["name"], "group"], rows))
             few = len(measure["pairs"]) <= SPELLED
-            parts += [pair["verdict"] for pair in measure["pairs"]] if few else [grouped(measure)]
-    return "\n".join([*parts, *found["refused"]])
+            parts += map(_filled, [pair["verdict"] for pair in measure["pairs"]] if few else [grouped(measure)])
+        parts += map(_filled, part["notes"] if part else [])
+    last = [ONE_SEED] if ONE_SEED in found["headline"] else []
+    return "\n".join([*parts, "", *map(_filled, [*last, *found["refused"]])])
+
+
+def _filled(sentence: str) -> str:
+    return textwrap.fill(sentence, WIDTH)

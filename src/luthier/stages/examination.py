@@ -7,7 +7,7 @@ repeated: a run that is resumed goes on at the item where it was cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from luthier.evaluate.exam_media import MediaReader
 from luthier.evaluate.exams import Examiner
 from luthier.evaluate.journal import AnswerCache, answer_cache
 from luthier.evaluate.sweep import BASE, Candidate, Paper, Sitter
-from luthier.files import read_json, read_jsonl, verify_folder
+from luthier.files import read_json, read_jsonl, remove_folder, verify_folder
 from luthier.models.chat_model import ChatModel
 from luthier.models.learner import Learner
 from luthier.models.text_base import TextBase
@@ -54,6 +54,16 @@ def check_exam(recipe: Recipe, name: str, tokenizer: Any) -> None:
         paper.examiner(tokenizer)
 
 
+def _refuse_twins(papers: Mapping[str, Paper], chooser: str) -> None:
+    """Raise RequestError where the exam that chooses reports too, under another name."""
+    for name, paper in papers.items():
+        if chooser and name != chooser and paper.exam.digest == papers[chooser].exam.digest:
+            raise RequestError(
+                f"evaluate.choose_by: {chooser} has the questions of {name}, so its scores would flatter the choice",
+                "choose by other questions than those that report",
+            )
+
+
 @dataclass
 class _Prepared:
     examiner: Examiner
@@ -74,6 +84,7 @@ class StageExams:
     ) -> StageExams:
         """Read and encode every exam; exam.json and items.jsonl of each are written. Raises what reading raises."""
         papers = {name: read_paper(recipe, name, stage.exam(name)) for name in recipe.evaluate.exams}
+        _refuse_twins(papers, recipe.evaluate.choose_by)
         exams = [exam for paper in papers.values() for exam in paper.exams]
         media, found = MediaReader.of(base, exams, run.features, recipe.data.limits), dict[str, _Prepared]()
         for name, paper in papers.items():
@@ -100,7 +111,8 @@ class StageExams:
 
     def during(self, step: int) -> bool:
         """See `Examination`: with evaluate.examine: during, where `step` is due."""
-        if self.recipe.evaluate.examine != "during" or step % self._every:
+        self._forget_after(step)
+        if not step or self.recipe.evaluate.examine != "during" or step % self._every:
             return False
         self._sit(_candidate(step))
         patience = self.recipe.train.early_stopping_patience
@@ -114,12 +126,12 @@ class StageExams:
         say(f"step {step}: {patience} examined checkpoints without a better log loss on {name}")
         return True
 
-    def settle(self, learner: Learner, checkpoints: Checkpoints) -> int:
-        """See `Examination`: every checkpoint that is due and the last one."""
+    def settle(self, learner: Learner, checkpoints: Checkpoints, usual: int) -> int:
+        """See `Examination`: every checkpoint that is due, the last one and the usual one."""
         steps = checkpoints.steps()
         for step in steps:
             folder = checkpoints.path(step)
-            if (step % self._every and step != steps[-1]) or self._finished(_candidate(step)):
+            if (step % self._every and step not in (steps[-1], usual)) or self._finished(_candidate(step)):
                 continue
             wrong = verify_folder(folder)
             if wrong is not None:
@@ -132,7 +144,7 @@ class StageExams:
             for name, exam in self.exams.items()
         }
         if not chooser:
-            return 0
+            return usual
         chosen = tables[chooser]["chosen"]
         say(f"{chosen} is kept: the earliest checkpoint that {chooser} cannot tell from the best")
         return next(one["step"] for one in tables[chooser]["candidates"] if one["name"] == chosen)
@@ -163,21 +175,36 @@ class StageExams:
         return self.recipe.train.save_every * self.recipe.evaluate.examine_every
 
     def _finished(self, candidate: Candidate) -> bool:
-        return all(exam.place.candidate(candidate.name).finished for exam in self.exams.values())
+        return all(exam.place.candidate(candidate.name).scores.is_file() for exam in self.exams.values())
+
+    def _forget_after(self, step: int) -> None:
+        """Later checkpoints were broken, and their steps will be trained again, perhaps on another machine."""
+        for exam in self.exams.values():
+            for name in exam.place.candidates():
+                seat = exam.place.candidate(name)
+                if (read_json(seat.record)["step"] or 0) > step and self.sitter.devices.leads:
+                    remove_folder(seat.path)
 
     def _sit(self, candidate: Candidate) -> None:
         evaluate, chooser = self.recipe.evaluate, self._chooser
         for name, exam in self.exams.items():
             self.sitter.sit(candidate, exam.examiner, exam.place)
-            write_scores(exam.place, candidate.name, resamples=evaluate.resamples, seed=self.recipe.seed)
             record = read_json(exam.place.candidate(candidate.name).record)
             record_look(exam.examiner.exam.digest, record["key"], "choose" if name == chooser else "report")
+            # Last: where there are scores, the sitting is over and was counted.
+            write_scores(exam.place, candidate.name, resamples=evaluate.resamples, seed=self.recipe.seed)
 
     def _looks(self, step: int) -> list[float]:
-        """What examined checkpoints up to a step lost on the exam that chooses, in order; lower is better."""
+        """What examined checkpoints up to a step lost on the exam that chooses, in order; lower is better.
+
+        A step that the disk refused to save was not examined.
+        """
         place, found = self.exams[self.recipe.evaluate.choose_by].place, []
         for number in range(self._every, step + 1, self._every):
-            scores = read_json(place.candidate(_name(number)).scores)
+            seat = place.candidate(_name(number))
+            if not seat.scores.is_file():
+                continue
+            scores = read_json(seat.scores)
             found.append(scores["log_loss"]["value"] if "log_loss" in scores else -scores["accuracy"]["value"])
         return found
 

@@ -45,11 +45,12 @@ class Examination(Protocol):
     """Exams that a stage's checkpoints sit."""
 
     def during(self, step: int) -> bool:
-        """Examine the learner as it stands after `step`, where that is due; whether training should end."""
+        """Forget what was examined of later steps; examine the learner as it stands after `step` (0: not trained),
+        where that is due; whether training should end."""
 
-    def settle(self, learner: Learner, checkpoints: Checkpoints) -> int:
-        """Examine what is left, and draw the conclusion: the step that becomes the final adapter, 0 for the usual
-        one. The learner may be left as any checkpoint has it."""
+    def settle(self, learner: Learner, checkpoints: Checkpoints, usual: int) -> int:
+        """Examine what is left, and draw the conclusion: the step that becomes the final adapter, which is the `usual`
+        one where no exam chooses. The learner may be left as any checkpoint has it."""
 
 
 def fit(ready: Fit, stage: StageDir, recipe: Recipe, *, resume: bool, resume_line: str) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _settle(ready: Fit, job: Job, done: Progress) -> int:
     usual = done.best_step if job.settings.select == "best" and done.best_step else done.step
     if ready.examination is None:
         return usual
-    kept = ready.examination.settle(job.learner, job.checkpoints) or usual
+    kept = ready.examination.settle(job.learner, job.checkpoints, usual)
     job.learner.load(job.checkpoints.path(kept))
     return kept
 

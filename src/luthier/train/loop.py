@@ -54,7 +54,8 @@ class Job:
     mirror: Callable[[StepRecord], None] | None = None
     """Told every line of metrics: trackers."""
     examine: Callable[[int], bool] | None = None
-    """Called with each step that was just saved, and with the one that a run goes on from; true ends the training."""
+    """Called with the step that a run begins from (0: none), and with each that was just saved; true ends the training.
+    What it knows of later steps than that is of weights that are no more."""
     resume_line: str = ""
 
 
@@ -125,8 +126,7 @@ class _Training:
     def run(self) -> None:
         """All steps that are left; the state is saved after the last one."""
         job, done = self.job, self.done
-        if done.step:  # a run may have been cut between a save and its examination
-            self._examine()
+        self._examine()  # a run may have been cut between a save and its examination
         job.learner.train()
         with stop_requested() as stopping, training_bar(job.plan.steps, done.step) as self.bar:
             while done.step < self.last and not done.stopped:

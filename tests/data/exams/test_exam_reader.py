@@ -345,3 +345,11 @@ def test_a_missing_or_empty_file_is_said(tmp_path: Path) -> None:
         read_exam(tmp_path / "empty.jsonl", "e")
     with pytest.raises(DataError, match="answers are counted 'B'"):
         read_exam(tmp_path / "empty.jsonl", "e", answers="B")
+
+
+def test_options_of_any_number_of_columns_are_read(tmp_path: Path) -> None:
+    columns = {f"option{n}": f"choice {n}" for n in range(1, 31)}
+    rows = [{"question": f"Which, {n}?", **columns, "answer": f"choice {30 - n}"} for n in range(5)]
+    read = read_exam(lines(tmp_path / "e.jsonl", rows), "e")
+    assert [len(item.options) for item in read.items] == [30] * 5
+    assert [item.answer for item in read.items] == [29, 28, 27, 26, 25]

@@ -79,3 +79,10 @@ def test_chance_and_majority_are_those_of_guessing_and_of_one_place() -> None:
         exam.chance,
         {"method": "letters"},
     )
+
+
+def test_an_option_that_another_one_begins_with_is_said() -> None:
+    found = notes_of([item(1, 0), item(2, 1, ("a cat", "a cat, black")), item(3, 0, ("cat", "category"))], [])
+    assert note(found, "beginning").startswith("in 1 items an option is the beginning of another")
+    assert note(found, "beginning").endswith("the first is i2")
+    assert not any("beginning" in one for one in notes_of([item(1, 0), item(3, 0, ("cat", "category"))], []))

@@ -333,6 +333,14 @@ def test_touched_items_have_the_ids_of_the_exam_that_is_sat(tmp_path: Path) -> N
     assert touched_items(one, path, sat) == touched_items(one, Source(name="e", path=str(path)), sat) == [third.id]
 
 
+def test_an_item_is_touched_though_the_audit_left_out_the_other_of_its_id(tmp_path: Path) -> None:
+    asked = [{"id": n, "question": prose(n, 40), "options": ["x", "y"], "answer": "AB"[n % 2]} for n in range(40)]
+    path = exam(tmp_path / "e.jsonl", [*asked, {**asked[3], "question": "", "options": ["!", "?"]}])
+    one = table(tmp_path / "t", [chat(f"Well: {prose(3, 40)}")])
+    sat = read_exam(path, "e")
+    assert [item.id for item in sat.items if item.question == prose(3, 40)] == touched_items(one, path, sat)
+
+
 def test_a_sentence_with_a_gap_is_found_as_it_reads_filled(tmp_path: Path) -> None:
     asked = [
         {"id": "w", "sentence": "The trophy does not fit because the _ is big.", "option1": "case", "option2": "cup"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ Floats = NDArray[np.float64]
 
 def notes_of(items: Sequence[ExamItem], unreadable: Sequence[Drop]) -> list[str]:
     """Sentences on an exam of one item or more, the gravest first."""
-    return [*_left_out(items, unreadable), *_places(items), *_lengths(items), *_repeats(items), *_counts(items)]
+    found = [*_left_out(items, unreadable), *_places(items), *_lengths(items), *_beginnings(items)]
+    return [*found, *_repeats(items), *_counts(items)]
 
 
 def uniform_p(cells: Sequence[tuple[Floats, Floats]]) -> float:
@@ -91,6 +93,22 @@ def _lengths(items: Sequence[ExamItem]) -> list[str]:
         f"of {total:,} items with one longest option it is the right one in {right:,} "
         f"(by chance {expected:,.1f}: {_p(cells)})"
     ]
+
+
+def _beginnings(items: Sequence[ExamItem]) -> list[str]:
+    """How many items have an option that goes on where another one ends."""
+    found = [item.id for item in items if any(_goes_on(*pair) for pair in permutations(item.options, 2))]
+    if not found:
+        return []
+    return [
+        f"in {len(found):,} items an option is the beginning of another, and with method text, not normalised, the "
+        f"longer of the two is never chosen; the first is {found[0]}"
+    ]
+
+
+def _goes_on(one: str, other: str) -> bool:
+    """Whether the other option begins with the whole of this one, which ends there at the end of a word."""
+    return len(other) > len(one) and other.startswith(one) and not other[len(one)].isalnum()
 
 
 def _repeats(items: Sequence[ExamItem]) -> list[str]:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import orjson
@@ -225,7 +226,7 @@ def _run(record: Record, names: Iterable[str]) -> Iterator[str]:
 
 def _numbered(record: Record, stem: str) -> tuple[str, ...]:
     """The values of `stem1`, `stem2` and so on; what is empty at the end is padding."""
-    names = list(_run(record, (f"{stem}{n}" for n in range(1, 27))))
+    names = list(_run(record, (f"{stem}{n}" for n in count(1))))
     if f"{stem}0" in record:
         names.insert(0, f"{stem}0")
     return _trimmed([record[name] for name in names], (None, ""))

@@ -75,7 +75,7 @@ def _exam(runs: Sequence[RunStage], name: str, finals: Sequence[str], drawing: D
         run.label for run in runs if run.recipe.train.select == "exam" and run.recipe.evaluate.choose_by == name
     ]
     if flattered:
-        matched.notes.append(f"this exam chose the checkpoint of {', '.join(flattered)}: its scores flatter them")
+        matched.notes.append(f"This exam chose the checkpoint of {', '.join(flattered)}: it flatters them.")
 
     def said(item: str, place: int) -> str:
         one = answers[place][item]

@@ -148,8 +148,9 @@ def _open(run: RunDir, label: str, wanted: str) -> RunStage:
     finished = [name for name in stages if run.stage(name).finished]
     name = wanted or (finished[-1] if finished else "")
     if name not in finished:
+        what = f"stage {name} is not finished" if name else "no stage of it is finished"
         raise RequestError(
-            f"{run.path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
+            f"{run.path}: {what}" + (f" (finished: {', '.join(finished)})" if finished else ""),
             "let the run finish, or name another --stage",
         )
     return RunStage(label, run, run.stage(name), stages[name], _trained_on(stages, name))

@@ -23,6 +23,8 @@ from luthier.outcome.charts import (
 
 LETTER = 6.9
 """Width of a letter in units of the viewBox, of a wide font."""
+WIDER = 4.8
+"""By how much m and w are wider than that: two of them in a short name would be cut off at its start."""
 BESIDE = 14
 """Letters of the longest name that stands beside its row; longer ones stand above it."""
 
@@ -64,9 +66,9 @@ class Rows:
 
     @classmethod
     def of(cls, names: Sequence[str], top: int, notes: int = 0) -> Rows:
-        longest, room = max(map(len, names)), math.ceil(LETTER * notes)
-        if longest <= BESIDE:
-            return cls(names, False, 12 + math.ceil(LETTER * longest), RIGHT + room, 20, top)
+        room = math.ceil(LETTER * notes)
+        if max(map(len, names)) <= BESIDE:
+            return cls(names, False, 12 + math.ceil(max(map(_width, names))), RIGHT + room, 20, top)
         most = int((WIDTH - 16 - room) / LETTER)
         return cls([shorten(name, most) for name in names], True, 12, RIGHT, 32, top)
 
@@ -88,6 +90,11 @@ class Rows:
     def frame(self, title: str, desc: str, x_range: Point) -> Frame:
         """Axes that hold these rows."""
         return Frame(title, desc, x_range, (0, 1), height=self.foot + 44, left=self.left, right=self.right)
+
+
+def _width(name: str) -> float:
+    """About how much room a name takes."""
+    return LETTER * len(name) + WIDER * sum(letter in "mwMW" for letter in name)
 
 
 def shorten(name: str, most: int) -> str:
@@ -153,9 +160,8 @@ def groups_chart(title: str, rows: Sequence[tuple[str, float, Sequence[str]]]) -
     letters = sorted({letter for _, _, own in ordered for letter in own})
     desc = "; ".join(f"{name} {percent(share)}: {', '.join(own)}" for name, share, own in ordered)
     names = [shorten(name, 36) for name, _, _ in ordered]
-    longest = max(map(len, names))
-    css, letter_width = ("ink", LETTER) if longest <= 2 * BESIDE else ("ink tiny", 0.88 * LETTER)
-    left = 56 + math.ceil(letter_width * longest)
+    css, size = ("ink", 1.0) if max(map(len, names)) <= 2 * BESIDE else ("ink tiny", 0.88)
+    left = 56 + math.ceil(size * max(map(_width, names)))
     pitch = min(34.0, (WIDTH - RIGHT - left) / max(1, len(letters)))
     line = [46 + 20 * place for place in range(len(ordered))]
     frame = Frame(title, desc, (0, 1), (0, 1), height=line[-1] + 22)

@@ -149,7 +149,9 @@ def _read(exam_dir: ExamDir, choose: bool, draw: Resampling) -> Together:
     sat = []
     for name in names:
         scores_path = exam_dir.candidate(name).scores
-        scores = read_json(scores_path) if scores_path.is_file() else write_scores(exam_dir, name)
+        if not scores_path.is_file():
+            write_scores(exam_dir, name, resamples=draw.resamples, seed=draw.seed)
+        scores = read_json(scores_path)
         predictions = read_predictions(exam_dir, name)
         sat.append(Sat(records[name], predictions, scores, answer_losses(predictions)))
     _refuse_other_answers(exam_dir, sat)
@@ -218,8 +220,14 @@ def _against(found: Together, k: int, reference: int | None, adjusted_K: Floats 
 
 
 def _corrected(found: Together) -> dict[str, Any]:
-    """What the best keeps on items that did not help to find it; "of": how many it was the best of."""
+    """What the best keeps on items that did not help to find it; "of": how many it was the best of.
+
+    Of one item alone nothing is left that did not help: the score stands, and its interval says nothing.
+    """
     draw = found.draw
+    if len(found.groups) == 1:
+        raw = float(found.correct_KN[found.best].mean())
+        return {"value": raw, "ci": [0.0, 1.0], "n": 1, "of": len(found.among)}
     value = selection_corrected(found.correct_KN[found.among], found.groups, resamples=draw.resamples, seed=draw.seed)
     return {**value, "of": len(found.among)}
 

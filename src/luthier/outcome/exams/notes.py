@@ -9,16 +9,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier.exam_records import ExamRecord, SatRecord
-from luthier.outcome.statistics import above_chance, more_questions_sentence, smallest_gap
+from luthier.outcome.statistics import above_chance, holm, more_questions_sentence, smallest_gap
 
 _NAMED = 5
+_LEANS = 0.8
+"""How far, of the way from no preference to always the first, choices may lean before a sentence says so."""
 
 
 def exam_notes(
     table: dict[str, Any], exam: ExamRecord, groups: Sequence[str], records: Sequence[SatRecord]
 ) -> list[str]:
     """Sentences in the order a reader needs them: the choice, what cannot be told apart, baselines, reservations."""
-    return [*_choice(table), *_reach(table, groups), *_baselines(table), *_reservations(table, exam, groups, records)]
+    return [
+        *_choice(table),
+        *_by_loss(table, exam),
+        *_reach(table, groups),
+        *_baselines(table),
+        *_habits(table),
+        *_reservations(table, exam, groups, records),
+    ]
 
 
 def _choice(table: dict[str, Any]) -> list[str]:
@@ -33,8 +42,9 @@ def _choice(table: dict[str, Any]) -> list[str]:
         found.append(f"{chosen or best} cannot be told from the base on these questions.")
     elif against is not None and against["value"] < 0:
         found.append(f"{chosen or best} is worse than the base.")
-    if table["more_questions"] is not None:
-        more = table["more_questions"]
+    more = table["more_questions"]
+    # Of two with the same score it says no more than the sentence before, where that is of the same two.
+    if more is not None and (more["questions"] is not None or against is None or chosen is None):
         found.append(more_questions_sentence((more["pair"][0], more["pair"][1]), table["n"], more["questions"]))
     corrected = table["corrected"]
     if corrected["of"] > 1:
@@ -43,6 +53,48 @@ def _choice(table: dict[str, Any]) -> list[str]:
             f"The best of {corrected['of']} scores {_percent(raw)}; on questions that did not help to choose it, "
             f"{_percent(corrected['value'])} ({_percent(corrected['ci'][0])} to {_percent(corrected['ci'][1])})."
         )
+    return found
+
+
+def _by_loss(table: dict[str, Any], exam: ExamRecord) -> list[str]:
+    """The picked one's option log-loss against the base's: more power from the same questions. p is Holm's over all
+    that stand beside the base, for the picked one is one of them."""
+    beside = [row for row in table["candidates"] if (row["against_base"] or {}).get("log_loss")]
+    p_values = dict(
+        zip(
+            (row["name"] for row in beside),
+            holm([row["against_base"]["log_loss"]["p"] for row in beside]),
+            strict=True,
+        )
+    )
+    picked = table["chosen"] or table["best"]
+    if picked not in p_values or exam.settings.get("normalization", "none") != "none":
+        return []
+    gap = next(row["against_base"]["log_loss"] for row in beside if row["name"] == picked)
+    p = p_values[picked]
+    how = "cannot be told from" if p > table["alpha"] else "is lower than" if gap["value"] < 0 else "is higher than"
+    shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return [
+        f"By log loss, which sees more than right and wrong: that of {picked} {how} the base's "
+        f"({gap['value']:+.3f} nats [{gap['ci'][0]:+.3f}, {gap['ci'][1]:+.3f}], paired t, {shown})."
+    ]
+
+
+def _habits(table: dict[str, Any]) -> list[str]:
+    """Answers that follow the place of an option, and scores that follow the wording of a question."""
+    found = []
+    scores = {row["name"]: row["scores"] for row in table["candidates"]}
+    blind = [
+        f"{name} ({_percent(own['swap.first']['value'])})"
+        for name, own in scores.items()
+        if "swap.first" in own and abs(own["swap.first"]["value"] - table["chance"]) > _LEANS * (1 - table["chance"])
+    ]
+    if blind:
+        found.append(f"Answers by place, whatever stands there (share of choices of the first): {_names(blind)}.")
+    spreads = {name: own["prompt.spread"]["value"] for name, own in scores.items() if "prompt.spread" in own}
+    if spreads:
+        most = max(spreads, key=lambda name: spreads[name])
+        found.append(f"Between the wordings a score differs by up to {_points(spreads[most])} ({most}).")
     return found
 
 
@@ -85,9 +137,7 @@ def _reservations(
     if len(set(groups)) == 1 and groups[0]:
         found.append("All questions are of one group: nothing is said of other groups.")
     if exam.overlap:
-        found.append(
-            f"Training touches {len(exam.overlap):,} of {table['n']:,} questions; clean.accuracy leaves them out."
-        )
+        found.append(_without_overlap(table, exam))
     normalization = exam.settings.get("normalization", "none")
     if normalization != "none":
         found.append(
@@ -101,6 +151,16 @@ def _reservations(
     if silent:
         found.append(f"Wrote what names no option, and was marked wrong: {_names(silent)}.")
     return found
+
+
+def _without_overlap(table: dict[str, Any], exam: ExamRecord) -> str:
+    line = f"Training touches {len(exam.overlap):,} of {table['n']:,} questions; "
+    picked = table["chosen"] or table["best"]
+    clean = next(row["scores"].get("clean.accuracy") for row in table["candidates"] if row["name"] == picked)
+    if clean is None:
+        return line + "no score is free of them."
+    ends = f"{_percent(clean['ci'][0])} to {_percent(clean['ci'][1])}"
+    return line + f"without them {picked} has {_percent(clean['value'])} right ({ends}; clean.accuracy)."
 
 
 def _names(names: Sequence[str]) -> str:

@@ -17,12 +17,14 @@ from luthier.outcome.exams.words import chance_of, points, within
 from luthier.outcome.figures import percent
 
 HEADER = ("candidate", "accuracy [95 %]", "log loss", "groups")
-READING = "Who shares a letter cannot be told apart. p is corrected for the number of comparisons."
+READING = "Those who share a letter cannot be told apart. p is corrected for the number of comparisons."
 _COLUMNS = (
     "exam candidate step accuracy low high right questions log_loss groups against_base against_base_low "
     "against_base_high against_base_p against_best against_best_low against_best_high against_best_p chance majority "
-    "base adapter seconds"
+    "clean_accuracy swap_first swap_consistent prompt_spread unparsed base adapter seconds"
 ).split()
+_SCORES = ("clean_accuracy", "swap_first", "swap_consistent", "prompt_spread", "unparsed")
+"""Columns of scores that not every exam has; in scores.json their first underscore is a dot."""
 
 
 def for_terminal(view: ExamView) -> str:
@@ -101,6 +103,7 @@ def _figures(view: ExamView, one: Candidate) -> dict[str, object]:
         **_gap("against_best", one.against_best),
         "chance": view.share("chance"),
         "majority": view.share("majority"),
+        **{key: (one.score(key.replace("_", ".", 1)) or {}).get("value") for key in _SCORES},
         "base": one.sat.get("base"),
         "adapter": one.sat.get("adapter"),
         "seconds": one.sat.get("seconds"),

@@ -29,6 +29,11 @@ def within(figure: Json) -> str:
     return percent(figure["value"]) + ends
 
 
+def counted(answers: str) -> str:
+    """How a file's answers are written, as the reader found it: 0, 1, letter or text."""
+    return {"letter": "given as letters", "text": "given as the options' words"}.get(answers, f"counted from {answers}")
+
+
 def chance_of(p: float | None) -> str:
     """A p-value as `p = 0.012`; empty for none."""
     if p is None:
