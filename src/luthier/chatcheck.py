@@ -122,8 +122,8 @@ def _template(stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> No
     lines = seen.lines()
     if seen.over_maximum and stage.train.truncation == "reject":
         lines.append(
-            "  no run learns them: raise model.max_tokens, or cut them (a text's source: passage_words; chats: "
-            "train.truncation: whole_turns)"
+            "  no run learns them: raise model.max_tokens, or cut them (texts: passage_words of the source;\n"
+            "  chats: train.truncation: whole_turns)"
         )
     colour = sys.stderr.isatty()
     shown = [paint(rendered, colour) for rendered in seen.shown]

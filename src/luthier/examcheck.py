@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.checked import Checked
-from luthier.console import table
+from luthier.console import WIDTH, table
 from luthier.data.exams import Exam, read_exam, touched_items
 from luthier.errors import LuthierError
 from luthier.outcome.exams.words import counted
@@ -72,9 +73,10 @@ def _about(name: str, exam: Exam, recipe: Recipe) -> list[str]:
     how += ["both orders"] * (settings.both_orders and settings.method != "text")
     how += [f"{settings.shots} shots"] * bool(settings.shots)
     lines = [
-        f"exam {name}: {n:,} items of the shape {exam.shape}, answers {counted(exam.answers)}; {', '.join(how)}",
+        f"exam {name}: {n:,} items of the shape {exam.shape}, answers {counted(exam.answers)}",
+        f"  {', '.join(how)}",
         f"  chance {exam.chance:.1%}, always the most frequent place {exam.majority:.1%}",
-        *(f"  {note}" for note in exam.notes),
+        *(textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="  ") for note in exam.notes),
     ]
     rows = [[f"{share:.0%}", _points(real), _points(seen)] for share, real, seen in _power(n)]
     header = ["questions that one alone has right", "smallest gap called real", "true gap found 4 times in 5"]

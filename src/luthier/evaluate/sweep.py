@@ -33,6 +33,7 @@ from luthier.recipe_exam import ExamSettings
 from luthier.rundir import ExamDir, SatDir
 from luthier.runtime.devices import Devices
 from luthier.runtime.memory import measured_peak
+from luthier.runtime.threads import suited_threads
 
 __all__ = ["BASE", "Candidate", "Paper", "Sitter", "sweep"]
 
@@ -136,7 +137,8 @@ class Sitter:
             say(f"{candidate.name}: {len(journal.done):,} items of {examiner.exam.name} are answered already")
         earlier = journal.seconds
         try:
-            found = examiner.examine(self.model, self.devices, dict(journal.done), journal.keep)
+            with suited_threads(self.base.model):
+                found = examiner.examine(self.model, self.devices, dict(journal.done), journal.keep)
         finally:
             journal.close()
         seconds = earlier + found.seconds
