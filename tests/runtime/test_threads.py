@@ -18,9 +18,13 @@ def _two_threads():
 
 
 def test_a_small_model_has_one_thread_while_it_works_and_the_others_return_after_an_error():
-    with pytest.raises(ValueError, match="stop"), suited_threads(build_toy("toy:llama")[0]):
-        assert torch.get_num_threads() == 1
-        raise ValueError("stop")
+    def fail() -> None:
+        with suited_threads(build_toy("toy:llama")[0]):
+            assert torch.get_num_threads() == 1
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     assert torch.get_num_threads() == 2
 
 

@@ -269,9 +269,15 @@ def check_base(saved: dict[str, Any], facts: BaseFacts, folder: Path) -> None:
     ):
         if saved.get(key) != wanted[key]:
             raise CheckpointError(
-                f"{folder / FACTS}: trained {what}: {key} is {saved.get(key)!r}, and {wanted[key]!r} for {facts.name}",
+                f"{folder / FACTS}: trained {what}: {key} is {_short(saved.get(key))}, and {_short(wanted[key])} for "
+                f"{facts.name}",
                 f"use {saved.get('name')} {saved.get('revision') or ''}".rstrip() + ", as its recipe has it",
             )
+
+
+def _short(value: Any) -> str:
+    """A value as people compare it: of a digest the first twelve digits."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def reset_tokens(model: Any, base: Base, token_ids: dict[str, int], rows: torch.Tensor) -> None:

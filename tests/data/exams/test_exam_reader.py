@@ -177,7 +177,7 @@ def test_a_number_that_fits_both_counts_is_refused_with_both_readings(tmp_path: 
     said = str(caught.value)
     assert "counted from 0 the answer '1' is the option 'right'" in said
     assert "counted from 1 the answer '1' is the option 'left'" in said
-    assert "answers: 0 or answers: 1" in said
+    assert "--answers 0 or 1 for luthier exam" in said
     assert [read_exam(path, "e", answers=base).items[0].answer for base in "01"] == [1, 0]
     one_zero = lines(tmp_path / "z.jsonl", [{"question": f"{n}?", "options": [*"xy"], "answer": n} for n in (0, 1)])
     assert read_exam(one_zero, "z").answers == "0"

@@ -62,7 +62,7 @@ def read_answers(asked: Sequence[Asked], origins: Sequence[str], said: str, wher
         raise DataError(
             f"{where}: files of the shape {asked[0].shape} count their answers from {fixed}, and this one contradicts "
             f"that. {origins[at]}: {_told(asked[at], fixed, None)}, and {_told_of(found, asked, at, fitting[0])}",
-            f"say how this file counts: answers: {fitting[0]} (0, 1, letter or text)",
+            f"say how this file counts: answers: {fitting[0]} in a recipe, --answers {fitting[0]} for luthier exam",
         )
     if fixed in fitting or (fixed and not fitting):
         return Answers(fixed, found[fixed])
@@ -80,7 +80,8 @@ def read_answers(asked: Sequence[Asked], origins: Sequence[str], said: str, wher
             raise DataError(
                 f"{where}: its answers can be read in two ways, and the whole file fits both. {origins[at]}: "
                 f"{_told_of(found, asked, at, first)}, and {_told_of(found, asked, at, other)}",
-                f"say how this file counts: answers: {first} or answers: {other}",
+                f"say how this file counts: answers: {first} or {other} in a recipe, --answers {first} or {other} for "
+                "luthier exam",
             )
     return Answers(first, found[first])
 

@@ -221,7 +221,7 @@ def _refuse_many(work: _Work) -> None:
 def _mend(reasons: Iterable[str]) -> str:
     common = next(iter(reasons))
     if common == "no_answer":
-        return "name the file that has the answers: labels: FILE"
+        return "name the file that has the answers: labels: FILE in a recipe, --labels FILE for luthier exam"
     if common in ("no_question", "few_options"):
         return "each item needs a question, two or more options and an answer: docs/exams.md shows the shapes"
     return "mend these items, or take them out of the file"
