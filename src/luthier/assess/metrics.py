@@ -66,6 +66,12 @@ def ece(p: Floats, y: Floats, bins: int = 10) -> float:
     return _ece_of_ranks(_ranks(p), p, y, bins)
 
 
+def ece_of_index(p: Floats, y: Floats, bins: int = 10) -> Statistic:
+    """`ece` of p[index] and y[index] as a function of the index, for resamples: p is ranked once."""
+    ranks = _ranks(p)
+    return lambda index: _ece_of_ranks(ranks[index], p[index], y[index], bins)
+
+
 def grade_means(p: Floats, grade: Floats) -> dict[str, dict[str, float | int]]:
     """Mean p and count per grade, the grade written as in "3.5"; lowest grade first."""
     return {
@@ -177,7 +183,7 @@ def column_scores(columns: ScoreColumns, *, seed: int = 0, resamples: int = 1000
         ("auroc", everyone, area),
         ("log_loss", everyone, lambda index: float(losses[index].mean())),
         ("brier", everyone, lambda index: float(squares[index].mean())),
-        ("ece", everyone, lambda index: _ece_of_ranks(ranks[index], p[index], truth[index], 10)),
+        ("ece", everyone, ece_of_index(p, truth)),
         ("borderline.accuracy", columns.borderline, lambda index: float(hits[index].mean())),
         ("borderline.auroc", columns.borderline, area),
         ("closer", ~np.isnan(columns.side), lambda index: float(closer[index].mean())),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luthier.assess.metrics import Floats, Ints, bootstrap_ci, ece
+from luthier.assess.metrics import Floats, Ints, bootstrap_ci, ece_of_index
 from luthier.errors import DataError
 from luthier.exam_records import ExamPrediction, ExamRecord
 from luthier.files import read_json, read_jsonl
@@ -140,7 +140,7 @@ def _probability_scores(
     return {
         "log_loss": mean_interval(losses_N, groups, resamples=draw.resamples, seed=draw.seed),
         "brier": mean_interval(briers_N, groups, resamples=draw.resamples, seed=draw.seed),
-        "ece": _estimate(lambda index: ece(confidence_N[index], correct_N[index]), groups, draw),
+        "ece": _estimate(ece_of_index(confidence_N, correct_N), groups, draw),
     }
 
 
