@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-all check bench bench-verdict bench-data bench-train docs lock clean
+.PHONY: quickstart test test-all check bench bench-verdict bench-data bench-train bench-exam docs lock clean
 
 quickstart: .venv/ready
 	$(BIN)/luthier quickstart
@@ -21,7 +21,7 @@ check: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-bench: bench-verdict bench-data bench-train
+bench: bench-verdict bench-data bench-train bench-exam
 
 bench-verdict: .venv/ready
 	$(BIN)/python benchmarks/verdict/run.py
@@ -52,6 +52,17 @@ bench-train: .venv/ready .venv-trl/ready .venv-unsloth/ready
 	.venv-unsloth/bin/pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
 	touch .venv-unsloth/ready
 
+bench-exam: .venv/ready .venv-lm-eval/ready
+	$(BIN)/python benchmarks/exam/run.py
+
+# The harness takes torch, transformers and peft from ours, so both sides compute with the same releases.
+.venv-lm-eval/ready: benchmarks/exam/peers.txt .venv/ready
+	$(PYTHON) -m venv .venv-lm-eval
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+	  $$(.venv-lm-eval/bin/python -c "import site; print(site.getsitepackages()[0])")/ours.pth
+	.venv-lm-eval/bin/pip install --quiet -r benchmarks/exam/peers.txt
+	touch .venv-lm-eval/ready
+
 docs: .venv/ready
 	$(BIN)/python -m luthier.recipedocs > docs/recipe.md
 	$(BIN)/python -m luthier.stepdocs > docs/steps.md
@@ -68,4 +79,4 @@ lock:
 	touch .venv/ready
 
 clean:
-	rm -rf .venv .venv-peers .venv-trl .venv-unsloth tables quickstart-run* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-trl .venv-unsloth .venv-lm-eval tables quickstart-run* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""`luthier quickstart`: answers made on the spot, a toy model, two stages, a report. No hub, no download."""
+"""`luthier quickstart`: data made on the spot, a toy model, stages, a report. No hub, no download."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from luthier.console import table
 from luthier.files import read_json, write_text
 from luthier.rundir import refuse_existing
+
+QUICKSTARTS = {"speaking": "quickstart", "expert": "encyclopedia"}
+"""Kinds of work that have a quickstart, each with its recipe."""
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -21,15 +24,21 @@ def shipped_recipes() -> dict[str, str]:
     }
 
 
-def lay_out(out: Path) -> Path:
-    """Write the quickstart's recipe and its synthetic tables into a new folder. Returns the recipe's path."""
-    from luthier.data.simulate import write_forms
-
+def lay_out(out: Path, kind: str = "speaking") -> Path:
+    """Write a kind's quickstart recipe and its synthetic tables into a new folder. Returns the recipe's path."""
     refuse_existing(out)
-    write_forms(out / "data")
-    text = shipped_recipes()["quickstart"].replace("path: data/", f"path: {out / 'data'}/")
-    write_text(out / "quickstart.yaml", text)
-    return out / "quickstart.yaml"
+    if kind == "expert":
+        from luthier.data.encyclopedia import write_encyclopedia
+
+        write_encyclopedia(out / "data")
+    else:
+        from luthier.data.simulate import write_forms
+
+        write_forms(out / "data")
+    name = QUICKSTARTS[kind]
+    text = shipped_recipes()[name].replace("path: data/", f"path: {out / 'data'}/")
+    write_text(out / f"{name}.yaml", text)
+    return out / f"{name}.yaml"
 
 
 def free_folder(name: str) -> Path:
@@ -40,11 +49,15 @@ def free_folder(name: str) -> Path:
 
 def headline(run: Path) -> str:
     """The table printed last: a line of scores for each stage."""
-    verdicts, chats = [], []
+    verdicts, chats, exams = [], [], []
     for scores_file in sorted(run.glob("stages/*/scores.json")):
         scores, name = read_json(scores_file), scores_file.parent.name
         reference = scores.get("reference", {})
-        if "accuracy" in scores:
+        if "exams" in scores:
+            for exam, own in scores["exams"].items():
+                majority = f"{own['majority']['value']:.3f}"
+                exams.append([name, exam, shown(own.get("accuracy")), majority, shown(own.get("log_loss"))])
+        elif "accuracy" in scores:
             own = [shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")]
             verdicts.append([name, *own, shown(reference.get("bayes.auroc")), shown(reference.get("ratio.auroc"))])
         else:
@@ -52,6 +65,8 @@ def headline(run: Path) -> str:
     parts = []
     if verdicts:
         parts.append(table(["stage", "accuracy", "AUROC", "Brier", "Bayes AUROC", "share"], verdicts))
+    if exams:
+        parts.append(table(["stage", "exam", "accuracy", "majority answer", "log loss"], exams))
     if chats:
         parts.append(table(["stage", "held-out loss before", "after", "gain on the same rows"], chats))
     return "\n".join(parts)
