@@ -125,6 +125,19 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help="recordings; for chats texts or .jsonl")
     verb.add_argument("--question", default="", help="what was asked; a chat run answers it without an input")
     verb.add_argument("--stage", default="", help="which stage (default: the last finished one)")
+    _score_parser(verbs)
+    exam_parser(verbs)
+    compare_parser(verbs)
+    sweep_parser(verbs)
+    data_parser(verbs)
+    add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
+    verb = add_verb(verbs, "report", _report, "write report.html of a run or an exam again", "luthier report runs/a")
+    verb.add_argument("run", type=Path, help="the folder of a run or of an exam")
+    return root
+
+
+def _score_parser(verbs: Any) -> None:
+    """Add `score` to the command line."""
     verb = add_verb(
         verbs,
         "score",
@@ -140,14 +153,6 @@ def parser() -> argparse.ArgumentParser:
         choices=("panel", "rater", "latent"),
         help="what log loss and Brier are held against (default: the file's own event, else panel)",
     )
-    exam_parser(verbs)
-    compare_parser(verbs)
-    sweep_parser(verbs)
-    data_parser(verbs)
-    add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
-    verb = add_verb(verbs, "report", _report, "write report.html of a run or an exam again", "luthier report runs/a")
-    verb.add_argument("run", type=Path, help="the folder of a run or of an exam")
-    return root
 
 
 def _quickstart(options: argparse.Namespace) -> Any:
