@@ -216,11 +216,12 @@ def quickstart(out: Path | None = None, kind: str = "speaking") -> dict[str, Any
     """Synthetic data, a toy model, stages, a report. Without `out`: the first free quickstart-run folder."""
     out = out or free_folder("quickstart-run")
     recipe = lay_out(out, kind)
-    if kind == "expert":
-        import torch
+    if kind != "expert":
+        return run(recipe, out / "run")
+    from luthier.runtime.threads import one_thread
 
-        torch.set_num_threads(1)  # its steps take hundredths of a second: threads would wait longer than they work
-    return run(recipe, out / "run")
+    with one_thread():  # its steps take hundredths of a second: threads would wait longer than they work
+        return run(recipe, out / "run")
 
 
 def rehearse(recipe: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -235,10 +236,10 @@ def rehearse(recipe: Path, out: Path | None = None, overrides: Sequence[str] = (
     tree = rehearsal(loaded, folder / "standins")
     path = folder / "rehearsal.yaml"
     write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    import torch
+    from luthier.runtime.threads import one_thread
 
-    torch.set_num_threads(1)  # on a model this small, threads that wait for one another cost more than they give
-    return run(path, folder / "run")
+    with one_thread():  # on a model this small, threads that wait for one another cost more than they give
+        return run(path, folder / "run")
 
 
 def predict(folder: Path, inputs: Sequence[Path], question: str = "", stage: str = "") -> Iterator[dict[str, Any]]:

@@ -236,17 +236,17 @@ def test_a_disk_without_room_is_refused_before_training_with_path_need_and_free(
     made = Training(1)
     one = checkpoint_bytes(made.learner, made.optimizer)
     monkeypatch.setattr(disk, "free_bytes", lambda _: 4 * one)
-    found.check_room(made.learner, made.optimizer)
+    found.check_room(made.learner, made.optimizer, 100)
     monkeypatch.setattr(disk, "free_bytes", lambda _: 3 * one)
     with pytest.raises(RequestError, match=r"room for 4 checkpoints is needed, 4\.2 MB; 3\.1 MB are free") as caught:
-        found.check_room(made.learner, made.optimizer)
-    replace(found, keep_best=False).check_room(made.learner, made.optimizer)
+        found.check_room(made.learner, made.optimizer, 100)
+    replace(found, keep_best=False).check_room(made.learner, made.optimizer, 100)
     assert str(found.folder) in str(caught.value)
     monkeypatch.undo()
     for step in (1, 2, 3):  # a resumed run needs room for the one that it writes
         save(found, step, best=1)
     monkeypatch.setattr(disk, "free_bytes", lambda _: one)
-    found.check_room(made.learner, made.optimizer)
+    found.check_room(made.learner, made.optimizer, 100)
 
 
 def test_a_disk_without_room_stops_a_save_and_not_the_training_but_at_the_end_it_is_an_error(

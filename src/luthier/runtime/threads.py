@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,14 +16,18 @@ SMALL = 1_000_000
 
 
 @contextmanager
-def suited_threads(model: Any) -> Iterator[None]:
-    """One thread while the block lasts, where a model of transformers is small and on a processor."""
-    embedding = model.get_input_embeddings().weight
-    weights = sum(parameter.numel() for parameter in model.parameters()) - embedding.numel()
+def one_thread() -> Iterator[None]:
+    """One thread while the block lasts; then as many as before."""
     before = torch.get_num_threads()
-    if embedding.device.type == "cpu" and weights < SMALL:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def suited_threads(model: Any) -> AbstractContextManager[None]:
+    """A block of one thread for a model of transformers that is small and on a processor; for others any block."""
+    embedding = model.get_input_embeddings().weight
+    weights = sum(parameter.numel() for parameter in model.parameters()) - embedding.numel()
+    return one_thread() if embedding.device.type == "cpu" and weights < SMALL else nullcontext()
