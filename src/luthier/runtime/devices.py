@@ -29,8 +29,12 @@ class Devices:
         # Without CUDA accelerate would take Apple's MPS, which has no float64.
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=1)
         self.precision: Precision = resolve_precision(dtype, self.device)
-        if self.device.type == "cpu" and self.precision.dtype == torch.float32:
-            use_quick_products()
+        if self.device.type == "cpu":
+            # MKL chooses its threads itself until somebody sets them, and then never again: set from the first step on,
+            # or a run that examines small models (`threads.one_thread`) would go on in other bits when it is resumed.
+            torch.set_num_threads(torch.get_num_threads())
+            if self.precision.dtype == torch.float32:
+                use_quick_products()
 
     @property
     def device(self) -> torch.device:
