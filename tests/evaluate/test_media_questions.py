@@ -32,8 +32,6 @@ from luthier.recipe_model import ModelConfig
 from luthier.runtime.devices import Devices
 from luthier.schema import Part
 
-DEVICES = Devices("float32")
-
 
 @pytest.fixture
 def base() -> TextBase:
@@ -72,7 +70,7 @@ def sit(base: TextBase, exam: Exam, folder: Path, model: Any = None, pool: Exam 
     media = MediaReader.of(base, [exam, *([pool] if pool else [])], folder, Limits())
     settings = ExamSettings(**more)
     examiner = Examiner.of(exam, settings, ChatTemplate.of(base.tokenizer), pool, media)
-    return examiner.examine(base.model if model is None else model, DEVICES)
+    return examiner.examine(base.model if model is None else model, Devices("float32"))
 
 
 def natively(base: TextBase, kind: str, media: list[bytes], context: str, answer: str) -> float:
@@ -175,7 +173,7 @@ def test_adapters_share_the_vectors_and_one_that_tunes_the_encoder_is_refused(ba
     with torch.no_grad():
         base.model.get_submodule(PHI4_MULTIMODAL.projector[0]).weight.mul_(2)
     with pytest.raises(RequestError, match="tunes the part of the base that hears or sees"):
-        examiner.examine(model, DEVICES)
+        examiner.examine(model, Devices("float32"))
 
 
 def test_what_cannot_be_shown_is_refused(base: TextBase, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from luthier.errors import CheckpointError
 from luthier.files import read_json, write_json
 from luthier.models import adapters
 from luthier.models.families import parameters_digest
-from luthier.models.swap import Seat
+from luthier.models.swap import Seat, read_weights
 from luthier.models.text_base import load_text_base
 from luthier.models.tokens import add_text_tokens
 from support.text_cases import CASES, attached, config_of, logits, train, write_base
@@ -51,6 +51,23 @@ def test_every_kind_sits_as_it_was_trained_and_leaves_no_trace(tmp_path, case):
     seat.clear()
     assert parameters_digest(seat.model) == before
     assert adapters.digest(seat.model) == ""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_adapter_that_rests_leaves_the_base_as_it_is_and_comes_back_whole(tmp_path, case):
+    folder, seat, trained, _ = saved(tmp_path, case)
+    weights, plain = read_weights(folder), logits(seat.model, seat.base)
+    for _ in range(2):
+        seat.put(folder, tokens_of(folder), weights)
+        assert torch.equal(logits(seat.model, seat.base), trained)
+        for _ in range(2):
+            seat.rest()
+            assert torch.equal(logits(seat.model, seat.base), plain)
+    seat.put(folder, tokens_of(folder))
+    seat.rest()
+    before = parameters_digest(Seat(seat._load).model)
+    seat.clear()
+    assert parameters_digest(seat.model) == before
 
 
 def test_checkpoints_of_one_shape_are_written_over_one_another(tmp_path):

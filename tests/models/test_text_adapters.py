@@ -48,11 +48,7 @@ class Saved:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the child: sums depend on how many threads share them
-    found = Saved(tmp_path_factory.mktemp("adapters"))
-    torch.set_num_threads(threads)
-    return found
+    return Saved(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture

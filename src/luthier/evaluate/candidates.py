@@ -112,7 +112,7 @@ def admit(candidates: Sequence[Candidate], base: TextBase) -> list[Admitted]:
     tokenizers: dict[str, Any] = {}
     for candidate in candidates:
         try:
-            found.append(_look_at(candidate, base, tokenizers))
+            found.append(look_at(candidate, base, tokenizers))
         except LuthierError as error:
             problems.append(f"{candidate.name}: {error.message} ({error.mend})")
     if problems:
@@ -123,7 +123,9 @@ def admit(candidates: Sequence[Candidate], base: TextBase) -> list[Admitted]:
     return found
 
 
-def _look_at(candidate: Candidate, base: TextBase, tokenizers: dict[str, Any]) -> Admitted:
+def look_at(candidate: Candidate, base: TextBase, tokenizers: dict[str, Any]) -> Admitted:
+    """One candidate's folder beside its base; `tokenizers` keeps those that were read. Raises CheckpointError for a
+    broken folder, one of another base, or a kind of adapter that cannot take turns."""
     folder = candidate.adapter
     if folder is None:
         return Admitted(candidate)

@@ -75,7 +75,7 @@ class MediaReader:
             "audio": FeatureStore(
                 folder,
                 family,
-                _extractor(base),
+                extractor_of(base),
                 lambda reference: load_audio(blobs[reference], limits),
                 base.model,
                 frozen=True,
@@ -140,7 +140,8 @@ class MediaReader:
             )
 
 
-def _extractor(base: TextBase) -> Any:
+def extractor_of(base: TextBase) -> Any:
+    """What makes log-mel of sound for this base."""
     from transformers import AutoFeatureExtractor, Phi4MultimodalFeatureExtractor
 
     if base.name.startswith("toy:"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from luthier.console import progress
 from luthier.models.batches import collate
 from luthier.models.encode import Example
-from luthier.models.features import FeatureStore
+from luthier.models.features import Features
 from luthier.models.verdict import VerdictModel
 from luthier.runtime.devices import Devices
 
@@ -31,7 +31,7 @@ class Judge:
     """A model with what it needs to judge examples. Their order and company do not change a probability."""
 
     model: VerdictModel
-    store: FeatureStore
+    store: Features
     devices: Devices
     pad_id: int
     batch_size: int = 32
@@ -42,7 +42,8 @@ class Judge:
         parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         columns: dict[str, NDArray[np.float64]] = {}
         training = self.model.training
-        self.model.eval()
+        if training:  # a walk over all modules, which takes longer than a toy's verdict
+            self.model.eval()
         for part in progress(parts, label, len(parts)):
             batch = collate([examples[i] for i in part], self.store, self.pad_id).to(self.devices.device)
             with self.devices.precision.autocast():
@@ -51,7 +52,8 @@ class Judge:
                 if value is not None:
                     column = columns.setdefault(name.removesuffix("_B"), np.zeros(len(examples)))
                     column[part] = value.cpu().numpy()
-        self.model.train(training)
+        if training:
+            self.model.train()
         if not examples:
             columns["p_pass"] = np.zeros(0)
         return Judged(**columns)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from luthier.models.encode import Example
-from luthier.models.features import FeatureStore
+from luthier.models.features import Features
 from luthier.models.feeds import Feed
 from luthier.models.losses import total_weight
 from luthier.recipe_train import TrainConfig
@@ -127,7 +127,7 @@ def _pack(units: list[list[int]], size: int) -> Iterator[list[int]]:
 
 def collate(
     examples: Sequence[Example],
-    store: FeatureStore,
+    store: Features,
     pad_id: int,
     pairs: Sequence[tuple[int, int]] = (),
     sounds: Sequence[str] | None = None,
@@ -163,7 +163,7 @@ class VerdictFeed(Feed):
     def __init__(
         self,
         examples: Sequence[Example],
-        store: FeatureStore,
+        store: Features,
         pad_id: int,
         train: TrainConfig,
         seed: int,

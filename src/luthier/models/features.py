@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,19 @@ _DECODERS = 2
 """Threads that decode recordings and make their log-mel."""
 _TOGETHER = 8
 """Recordings of one length in a call of the encoder."""
+
+
+class Features(Protocol):
+    """What batches take their sound from."""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether `load` gives encoder outputs (S, D); else log-mel (T, F)."""
+        ...
+
+    def load(self, reference: str) -> torch.Tensor:
+        """The feature of one recording."""
+        ...
 
 
 @dataclass

@@ -29,6 +29,33 @@ _COUNTED = 16
 
 
 @dataclass
+class PictureEncoder:
+    """Makes vectors with a bare base in evaluation mode, as its modules are at that moment."""
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        from transformers import Phi4MultimodalImageProcessor
+
+        vision = self.model.config.vision_config
+        side = {"height": vision.crop_size, "width": vision.crop_size}
+        self.processor = Phi4MultimodalImageProcessor(size=side, patch_size=vision.patch_size)
+
+    @torch.no_grad()
+    def encode(self, picture: Image.Image) -> torch.Tensor:
+        """(S, D) of an upright picture in RGB."""
+        made = self.processor(picture, return_tensors="pt")
+        embed = self.model.get_submodule(EMBEDDING)
+        side = int(embed.num_img_tokens**0.5)
+        count = int(made.pop("num_img_tokens")[0]) - _COUNTED * (_COUNTED + 1) + side * (side + 1)
+        device = embed.img_projection_up.weight.device
+        ids_1S = torch.full((1, count), self.model.config.vision_config.image_token_id, device=device)
+        blank_1SD = torch.zeros(1, count, self.model.config.hidden_size, device=device)
+        found: torch.Tensor = embed(ids_1S, blank_1SD, **{key: value.to(device) for key, value in made.items()})[0]
+        return found.cpu()
+
+
+@dataclass
 class PictureStore:
     """A folder of vectors. `picture` maps a media reference to the upright picture in RGB."""
 
@@ -38,12 +65,8 @@ class PictureStore:
     picture: Callable[[str], Image.Image]
 
     def __post_init__(self) -> None:
-        from transformers import Phi4MultimodalImageProcessor
-
-        vision = self.model.config.vision_config
-        side = {"height": vision.crop_size, "width": vision.crop_size}
-        self.processor = Phi4MultimodalImageProcessor(size=side, patch_size=vision.patch_size)
-        about = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        self.encoder = PictureEncoder(self.model)
+        about = json.dumps(self.encoder.processor.to_dict(), sort_keys=True, default=str)
         weights = parameters_digest(self.model, (EMBEDDING,))
         self.place = self.folder / f"pictures-{sha256_bytes((about + weights).encode())[:16]}"
 
@@ -59,18 +82,6 @@ class PictureStore:
         path = self.place / f"{reference.removeprefix('sha256:')}.safetensors"
         feature = read_feature(path)
         if feature is None:
-            feature = self._encode(self.picture(reference))
+            feature = self.encoder.encode(self.picture(reference))
             write_feature(path, feature)
         return feature
-
-    @torch.no_grad()
-    def _encode(self, picture: Image.Image) -> torch.Tensor:
-        made = self.processor(picture, return_tensors="pt")
-        embed = self.model.get_submodule(EMBEDDING)
-        side = int(embed.num_img_tokens**0.5)
-        count = int(made.pop("num_img_tokens")[0]) - _COUNTED * (_COUNTED + 1) + side * (side + 1)
-        device = embed.img_projection_up.weight.device
-        ids_1S = torch.full((1, count), self.model.config.vision_config.image_token_id, device=device)
-        blank_1SD = torch.zeros(1, count, self.model.config.hidden_size, device=device)
-        found: torch.Tensor = embed(ids_1S, blank_1SD, **{key: value.to(device) for key, value in made.items()})[0]
-        return found.cpu()

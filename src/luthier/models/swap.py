@@ -26,6 +26,18 @@ _ASIDE = ("inference_mode", "base_model_name_or_path", "revision", "peft_version
 """Settings of adapter_config.json that say nothing of the adapter's shape or scale."""
 
 
+Weights = Mapping[str, torch.Tensor]
+"""An adapter's weights by PEFT's saved names, in main memory."""
+
+
+def read_weights(folder: Path) -> Weights:
+    """The weights of a PEFT folder. Raises SafetensorError for a torn file, ValueError for a folder without one."""
+    from peft.utils.save_and_load import load_peft_weights
+
+    found: Weights = load_peft_weights(str(folder), device="cpu")
+    return found
+
+
 class Seat:
     """A base, alone or with one adapter on it: `model` is what is to be asked, in evaluation mode.
 
@@ -40,14 +52,27 @@ class Seat:
         self._settings: dict[str, Any] = {}
         self._own: dict[str, torch.nn.Parameter] = {}
         """Parameters of the adapter on the seat, by name; a tied one under each of its names."""
+        self._resting = False
 
     def clear(self, tokens: Mapping[str, int] | None = None) -> None:
         """The base alone, with its own vocabulary; or with the rows that `tokens` will have, not yet trained."""
         self._take_off()
         self._give_tokens(tokens or {})
 
-    def put(self, folder: Path, tokens: Mapping[str, int]) -> None:
-        """Put a saved adapter on; `tokens` are the ids of the tokens that it added to the base's.
+    def rest(self) -> None:
+        """The base alone while the adapter stays on the seat, switched off: quicker than `clear` where it comes back.
+
+        Where an adapter has added rows to the vocabulary they go, as in `clear`.
+        """
+        if self.base.added_tokens:
+            self.clear()
+        elif self.model is not self.base.model and not self._resting:
+            self.model.base_model.disable_adapter_layers()
+            self._resting = True
+
+    def put(self, folder: Path, tokens: Mapping[str, int], weights: Weights | None = None) -> None:
+        """Put a saved adapter on; `tokens` are the ids of the tokens that it added to the base's. `weights` are what
+        `read_weights` gave of it before; without them its file is read.
 
         Raises CheckpointError for one that does not fit the model or cannot be read; the base is alone then.
         """
@@ -62,7 +87,10 @@ class Seat:
                     warnings.simplefilter("ignore")  # of names that differ, and of ties that our folders save whole
                     self._put_on(PeftConfig.from_pretrained(str(folder)))
                 self._settings = settings
-            self._fill(folder)
+            elif self._resting:
+                self.model.base_model.enable_adapter_layers()
+            self._resting = False
+            self._fill(folder, read_weights(folder) if weights is None else weights)
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             self._take_off()
             raise CheckpointError(
@@ -87,13 +115,11 @@ class Seat:
             parameter.data = parameter.data.float()  # as it was trained, whatever the base is held in
             parameter.requires_grad_(False)
 
-    def _fill(self, folder: Path) -> None:
+    def _fill(self, folder: Path, weights: Weights) -> None:
         """Write the folder's weights into the adapter on the seat."""
         from peft import set_peft_model_state_dict
-        from peft.utils.save_and_load import load_peft_weights
 
-        saved = load_peft_weights(str(folder), device=str(self.base.model.device))
-        found = set_peft_model_state_dict(self.model, saved)
+        found = set_peft_model_state_dict(self.model, dict(weights))  # it takes keys out of what it is given
         missing = set(found.missing_keys)
         filled = {id(parameter) for name, parameter in self._own.items() if name not in missing}
         unfilled = sorted(name for name, parameter in self._own.items() if id(parameter) not in filled)
@@ -115,7 +141,7 @@ class Seat:
             if isinstance(module, ModulesToSaveWrapper):
                 module.set_adapter([])  # what is not active is left out, and the base's own module returns
         self.model.unload()
-        self.model, self._settings, self._own = self.base.model, {}, {}
+        self.model, self._settings, self._own, self._resting = self.base.model, {}, {}, False
 
     def _give_tokens(self, tokens: Mapping[str, int]) -> None:
         if dict(tokens) == self.base.added_tokens:

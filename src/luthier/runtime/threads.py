@@ -16,18 +16,28 @@ SMALL = 1_000_000
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread while the block lasts; then as many as before."""
+def some_threads(count: int) -> Iterator[None]:
+    """So many threads while the block lasts; then as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def suited_threads(model: Any) -> AbstractContextManager[None]:
-    """A block of one thread for a model of transformers that is small and on a processor; for others any block."""
+def one_thread() -> AbstractContextManager[None]:
+    """One thread while the block lasts; then as many as before."""
+    return some_threads(1)
+
+
+def is_small(model: Any) -> bool:
+    """Whether a model of transformers is on a processor, and so small that one thread is the fastest."""
     embedding = model.get_input_embeddings().weight
     weights = sum(parameter.numel() for parameter in model.parameters()) - embedding.numel()
-    return one_thread() if embedding.device.type == "cpu" and weights < SMALL else nullcontext()
+    return bool(embedding.device.type == "cpu" and weights < SMALL)
+
+
+def suited_threads(model: Any) -> AbstractContextManager[None]:
+    """A block of one thread for a model that is small and on a processor; for others any block."""
+    return one_thread() if is_small(model) else nullcontext()

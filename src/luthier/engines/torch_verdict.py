@@ -1,0 +1,188 @@
+"""Recordings judged by the adapters of verdict stages: one forward pass each, read at one position.
+
+A base is loaded once for all stages and checkpoints that hold it alike; their adapters are written over one another.
+What is made of a recording is thrown away with the call. Knows no files of clients, no HTTP and no page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from luthier.assess.calibration import calibrate
+from luthier.engines.base import Recording, ServedModel, Verdict, Zone
+from luthier.engines.finding import model_called, run_recipes
+from luthier.engines.threads import answering_threads
+from luthier.errors import CheckpointError
+from luthier.evaluate.verdicts import Judge, Judged
+from luthier.files import read_jsonl, verify_folder
+from luthier.models import package
+from luthier.models.encode import Example, PromptEncoder
+from luthier.models.load import Base
+from luthier.recipe import Recipe, Scale
+from luthier.rundir import RunDir, StageDir
+from luthier.runtime.devices import Devices
+from luthier.runtime.threads import is_small, some_threads
+from luthier.schema import canonical
+from luthier.stages.prepare import build_model
+
+_TOGETHER = 32
+"""Recordings whose features are held at once: of a minute each some 60 MB."""
+_HAIR = 1e-9
+
+
+class TorchVerdict:
+    """A `VerdictEngine` over the verdict models among `models`; a base is loaded when it is first asked.
+
+    Asked from two threads at once, the second waits for the first.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], threads: int = 0) -> None:
+        found = [replace(model, reads=("audio",)) for model in models if model.kind == "verdict"]
+        self._models = {model.id: model for model in found}
+        recipes = {run: run_recipes(RunDir(run)) for run in {model.run for model in found if model.run is not None}}
+        self._recipes = {model.id: recipes[model.run][model.stage] for model in found if model.run is not None}
+        self._threads = threads
+        self._bases: dict[str, _VerdictBase] = {}
+        self._lock = Lock()
+
+    def models(self) -> list[ServedModel]:
+        return list(self._models.values())
+
+    def judge(self, model: str, recordings: Sequence[Recording], question: str) -> list[Verdict]:
+        """One verdict a recording, in order; one that cannot be judged says why.
+
+        Raises RequestError for a model that is not there or does not fit its base, CheckpointError for a broken one.
+        """
+        chosen = model_called(model, self._models)
+        with self._lock:
+            base = self._base(chosen)
+            base.put_on(chosen)
+            parts = [recordings[i : i + _TOGETHER] for i in range(0, len(recordings), _TOGETHER)]
+            return [verdict for part in parts for verdict in base.judge(part, question)]
+
+    def zone(self, model: str) -> Zone | None:
+        """Of a stage's final adapter; a checkpoint has no probabilities on record, and so no zone."""
+        chosen = model_called(model, self._models)
+        return None if chosen.step is not None else find_zone(_stage(chosen), self._recipes[chosen.id].task.scale)
+
+    def close(self) -> None:
+        with self._lock:
+            self._bases.clear()
+
+    def _base(self, model: ServedModel) -> _VerdictBase:
+        recipe = self._recipes[model.id]
+        key = canonical([asdict(recipe.model), asdict(recipe.task)])
+        if key not in self._bases:
+            self._bases[key] = _VerdictBase(recipe, self._threads)
+        return self._bases[key]
+
+
+class _VerdictBase:
+    """A base with its read-out, and the adapter that is on it."""
+
+    def __init__(self, recipe: Recipe, threads: int) -> None:
+        recipe = replace(recipe, train=replace(recipe.train, gradient_checkpointing=False))
+        self._base, self._model, self._about, _ = build_model(recipe, recipe.seed)
+        self._devices = Devices(recipe.model.dtype)
+        self._devices.place(self._model.eval())
+        self._encoder = PromptEncoder.of(self._base, recipe)
+        self._scale = recipe.task.scale
+        self._threads = answering_threads(is_small(self._base.model), threads)
+        self._on = self._event = ""
+        self._temperature: float | None = None
+        self._zone: Zone | None = None
+        """Both were found for final adapters alone."""
+
+    def put_on(self, model: ServedModel) -> None:
+        """Have this adapter judge from now on, after a look at every byte of it and at what it says of its base."""
+        if self._on == model.id:
+            return
+        self._on = ""
+        final = _stage(model).adapter
+        stored = package.Package.read(final)
+        package.check(stored, self._about.base_sha256, self._about.learned_tokens, final)
+        folder = model.adapter or final
+        wrong = verify_folder(folder) if folder != final else None
+        if wrong is not None:
+            raise CheckpointError(f"{folder}: {wrong}", "choose another checkpoint")
+        self._model.load(folder)
+        self._event = stored.event
+        self._temperature = stored.calibration["temperature"] if folder == final else None
+        self._zone = find_zone(_stage(model), self._scale) if folder == final else None
+        self._on = model.id
+
+    def judge(self, recordings: Sequence[Recording], question: str) -> list[Verdict]:
+        """Some recordings in one go, as far as they can be judged."""
+        with some_threads(self._threads):
+            sounds = _Sounds(self._base)
+            encoded = [self._encode(str(place), one.wave, sounds, question) for place, one in enumerate(recordings)]
+            examples = [one for one in encoded if isinstance(one, Example)]
+            judge = Judge(self._model, sounds, self._devices, self._base.tokenizer.pad_token_id, _TOGETHER)
+            verdicts = self._verdicts(judge(examples))
+        return [
+            Verdict(recording.name, error=one) if isinstance(one, str) else replace(next(verdicts), name=recording.name)
+            for recording, one in zip(recordings, encoded, strict=True)
+        ]
+
+    def _encode(self, place: str, wave: NDArray[np.float32], sounds: _Sounds, question: str) -> Example | str:
+        """The question to one recording, or the reason why it cannot be asked."""
+        if not len(wave) or not np.isfinite(wave).all():
+            return "it holds no sound"
+        length = sounds.add(place, wave)
+        found = self._encoder.prompt_ids(question, length)
+        if isinstance(found, str):
+            return found
+        return Example(place, "", "", found[0], place, found[1], length, 0.0, 0.0, 0)
+
+    def _verdicts(self, judged: Judged) -> Iterator[Verdict]:
+        def at(row: int, column: NDArray[np.float64] | None) -> float | None:
+            return None if column is None else float(column[row])
+
+        for row, p in enumerate(judged.p_pass.tolist()):
+            calibrated = None if self._temperature is None else float(calibrate([p], self._temperature)[0])
+            borderline = None if self._zone is None or calibrated is None else self._zone.holds(calibrated)
+            more = at(row, judged.p_panel), at(row, judged.p_rater), at(row, judged.grade_mean)
+            yield Verdict("", p > 0.5, p, calibrated, self._event, *more, borderline)
+
+
+class _Sounds:
+    """Log-mel of the recordings of one call, by place; it goes with the call."""
+
+    encoded = False
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._mels: dict[str, torch.Tensor] = {}
+
+    def add(self, place: str, wave: NDArray[np.float32]) -> int:
+        """Returns the positions that the recording takes in a prompt."""
+        self._mels[place] = self._base.family.mel(self._base.extractor, wave)
+        return self._base.family.sound_tokens(self._base.model, len(self._mels[place]))
+
+    def load(self, place: str) -> torch.Tensor:
+        """(T, F)."""
+        return self._mels[place]
+
+
+def find_zone(stage: StageDir, scale: Scale) -> Zone | None:
+    """Where the calibrated probabilities of a stage's borderline answers lie, as its predictions have them."""
+    found = [
+        float(row["p_pass_calibrated"])
+        for row in read_jsonl(stage.predictions)
+        if -scale.step - _HAIR < float(row["grade"]) - scale.pass_mark < _HAIR
+    ]
+    if not found:
+        return None
+    low, high = np.percentile(found, (10, 90))
+    return Zone(float(low), float(high), len(found))
+
+
+def _stage(model: ServedModel) -> StageDir:
+    assert model.run is not None
+    return RunDir(model.run).stage(model.stage)
