@@ -55,6 +55,22 @@ def test_the_speaking_recipe_keeps_the_contracts_names() -> None:
     assert stages["1964"].start_from == "1764"
     assert stages["1964"].data.train == ["form-1964-train"]
     assert not any(stage.publish.push for stage in stages.values())
+    repos = [stage.publish.repo for stage in stages.values()]
+    assert repos == [f"ntnu-smil/Phi-4-mm_Binary_QA_NI_{form}" for form in ("1764", "1964")]
+
+
+def test_two_stages_are_never_published_to_one_repository() -> None:
+    overrides = ["publish.push=true", "publish.repo=ntnu-smil/model"]
+    with pytest.raises(RecipeError, match=r"stages\.1964\.publish\.repo: ntnu-smil/model is that of stage 1764 too"):
+        load_recipe(ROOT / "recipes" / "speaking.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    "repo", ["model", "a/b/c", "a/b--c", "a/b..c", "-a/b", "a/b.git", "a/b c", "a/é", "a/" + "b" * 99]
+)
+def test_a_name_that_no_hub_takes_is_refused(repo: str) -> None:
+    with pytest.raises(RecipeError, match=r"publish\.repo"):
+        load_recipe(ROOT / "recipes" / "assistant.yaml", [f"publish.repo={repo}"])
 
 
 def test_the_voice_recipe_is_what_its_users_do_on_two_bases() -> None:
@@ -86,11 +102,11 @@ def test_the_assistant_recipe_mixes_three_sets_for_sixty_steps() -> None:
 
 
 def test_what_does_not_run_yet_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    overrides = ["publish.push=true", "track.trackers=[neptune]", "task.kind=describe"]
+    overrides = ["publish.repo=model", "track.trackers=[neptune]", "task.kind=describe"]
     with pytest.raises(RecipeError) as caught:
         load_recipe(ROOT / "recipes" / "speaking.yaml", overrides)
     text = str(caught.value)
-    assert all(key in text for key in ("publish.push", "track.trackers", "task.kind"))
+    assert all(key in text for key in ("publish.repo", "track.trackers", "task.kind"))
 
 
 def test_the_quickstart_never_takes_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from luthier.console import table
 from luthier.data.split import check_groups, check_media, validation_split
 from luthier.data.table import Table, build_table
 from luthier.errors import LuthierError
+from luthier.publishing.request import find_endpoint
 from luthier.recipe import Recipe
 from luthier.recipefile import stage_recipes
 from luthier.stages.sources import table_request, trained_sources
@@ -24,10 +25,11 @@ from luthier.train.plan import make_plan
 def check(recipe: Recipe) -> Checked:
     """Check sources, targets, splits, steps and the base of every stage. Nothing is written or downloaded whole."""
     found = Checked()
+    stages = stage_recipes(recipe)
+    _publishing(stages, found)
     if recipe.task.of_text:
         check_chat(recipe, found)
         return found
-    stages = stage_recipes(recipe)
     for name, stage in stages.items():
         _targets(name, stage, found)
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
@@ -36,6 +38,21 @@ def check(recipe: Recipe) -> Checked:
             _stage(name, stage, trained_sources(stages, name), tables, found)
         _base(next(iter(stages.values())), tables, found)
     return found
+
+
+def _publishing(stages: dict[str, Recipe], found: Checked) -> None:
+    """Where stages would go, and whether there is a token for it. Nothing is asked of the hub."""
+    for name, stage in stages.items():
+        if not stage.publish.push:
+            continue
+        try:
+            endpoint = find_endpoint(stage.publish.token_env)
+        except LuthierError as error:
+            found.problems.append(f"stage {name}: publish.push: {error}")
+            continue
+        whose = "private" if stage.publish.private else "public"
+        found.sections.append(f"publishing: stage {name} to {endpoint.url}/{stage.publish.repo} ({whose})")
+        found.figures.setdefault("publish", {})[name] = stage.publish.repo
 
 
 def _targets(name: str, stage: Recipe, found: Checked) -> None:

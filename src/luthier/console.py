@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -47,6 +47,26 @@ def progress(items: Iterable[Item], label: str, total: int | None = None) -> Ite
         mininterval=every,
         maxinterval=max(10.0, every),
     )
+
+
+@contextmanager
+def transfer_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A function that is told of bytes as they go, with a bar over `total` once that has taken two seconds."""
+    from tqdm import tqdm
+
+    every = 0.5 if sys.stderr.isatty() else _LINE_SECONDS
+    with tqdm(
+        desc=label,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        delay=2,
+        ncols=WIDTH,
+        file=sys.stderr,
+        leave=False,
+        mininterval=every,
+    ) as bar:
+        yield bar.update
 
 
 @contextmanager

@@ -10,6 +10,7 @@ LuthierError                 exit 1   the work failed
 │   └── ExistsError                   an output that exists and would be overwritten
 ├── NonFiniteLoss            exit 1   NaN or infinity before an optimizer step
 ├── CheckpointError          exit 1   no checkpoint that can be trusted
+├── HubError                 exit 1   a hub that refused, or that could not be reached for long
 ├── DiskError                exit 1   a write that did not happen (full disk, permissions)
 └── Interrupted              exit 130 ctrl-C or SIGTERM; what was done is saved
 """
@@ -86,6 +87,10 @@ class NonFiniteLoss(LuthierError):
 
 class CheckpointError(LuthierError):
     """No checkpoint that can be trusted."""
+
+
+class HubError(LuthierError):
+    """A hub that refused, did not answer for long, or holds other bytes than it was sent."""
 
 
 class DiskError(LuthierError):

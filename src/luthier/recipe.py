@@ -6,6 +6,7 @@ need more than one field are in `Recipe.problems`, which reports all of them at 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -135,11 +136,20 @@ class TrackConfig:
 
 @dataclass
 class PublishConfig:
-    """Where a finished stage may be published; nothing is sent unless `push` is true."""
+    """Where a finished stage is published; nothing is sent unless `push` is true, or `luthier publish` is called."""
 
     repo: str = ""
+    """NAMESPACE/NAME on the hub, a repository of its own for each stage (with `${vars}` of the stage in it)."""
     private: bool = True
+    """Whether the repository is made for its owner alone; a public one that exists is then refused."""
     push: bool = False
+    """Publish a stage as soon as it is finished."""
+    update: bool = False
+    """Replace what another run, or somebody, has put there."""
+    license: str = ""
+    """SPDX name of the licence that the adapter is given; empty: the card says that none was."""
+    token_env: str = ""
+    """For another hub than the default one ($HF_ENDPOINT): the environment variable that holds its token."""
 
 
 @dataclass
@@ -173,6 +183,21 @@ class Recipe:
             *_run_problems(self),
             *_examination_problems(self),
         ]
+
+
+def repository_problems(stages: Mapping[str, Recipe]) -> list[str]:
+    """Stages that would be published to one repository, where the second would replace the first."""
+    taken: dict[str, str] = {}
+    found = []
+    for name, stage in stages.items():
+        repo = stage.publish.repo
+        if stage.publish.push and repo in taken:
+            found.append(
+                f"stages.{name}.publish.repo: {repo} is that of stage {taken[repo]} too (put a variable that differs "
+                "into publish.repo, such as ${form_id})"
+            )
+        taken.setdefault(repo, name)
+    return found
 
 
 def start_problems(stages: Mapping[str, Recipe]) -> list[str]:
@@ -267,9 +292,24 @@ def _run_problems(recipe: Recipe) -> list[str]:
     for tracker in recipe.track.trackers:
         if tracker not in TRACKERS:
             found.append(f"track.trackers: {tracker!r} is not one of {', '.join(TRACKERS)}")
-    if recipe.publish.push:
-        found.append("publish.push: publishing does not run yet (set it to false; a stage's adapter/ can be uploaded)")
-    return found
+    return found + _publish_problems(recipe.publish)
+
+
+def _publish_problems(publish: PublishConfig) -> list[str]:
+    if publish.push and not publish.repo:
+        return ["publish.push: needs publish.repo (NAMESPACE/NAME)"]
+    if publish.repo and not repository_id(publish.repo):
+        return [f"publish.repo: {publish.repo!r} is no NAMESPACE/NAME of a hub (letters, digits, single . - and _)"]
+    return []
+
+
+def repository_id(text: str) -> bool:
+    """Whether a text can be NAMESPACE/NAME on a hub, by the rules that huggingface_hub checks."""
+    return (
+        re.fullmatch(r"[A-Za-z0-9]\w*(?:[.-]\w+)*/\w+(?:[.-]\w+)*", text, re.ASCII) is not None
+        and len(text) <= 96
+        and not text.endswith(".git")
+    )
 
 
 def _examination_problems(recipe: Recipe) -> list[str]:

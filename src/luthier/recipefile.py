@@ -18,7 +18,7 @@ import yaml
 
 from luthier.errors import RecipeError, RequestError
 from luthier.files import json_text, sha256_bytes
-from luthier.recipe import Recipe, start_problems
+from luthier.recipe import Recipe, repository_problems, start_problems
 
 _STAGE_ONLY = ("start_from", "learned_tokens")
 _FOLDER = re.compile(r"\w[\w.-]*")
@@ -37,7 +37,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         problems += _stage_problems(tree, recipe, name, earlier, problems)
         earlier.append(name)
     if not problems:
-        problems += start_problems(stage_recipes(recipe)) if recipe.stages else recipe.problems()
+        stages = stage_recipes(recipe)
+        problems += start_problems(stages) if recipe.stages else recipe.problems()
+        problems += repository_problems(stages)
         problems += _unused(recipe, overrides)
     if problems:
         raise RecipeError(str(path), _with_lines(path, list(dict.fromkeys(problems))))

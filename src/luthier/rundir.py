@@ -5,14 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from luthier.errors import ExistsError, RequestError
 from luthier.files import read_json, read_jsonl, remove_leftovers, write_bytes, write_json
+
+_GLANCE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class StageDir:
     def card(self) -> Path:
         """What is to be said of the stage's model wherever it goes: its exams, and how often they were looked at."""
         return self.path / "card.md"
+
+    @property
+    def published(self) -> Path:
+        """Where this stage was published: repository, commit and digests. Written after the last byte has arrived."""
+        return self.path / "published.json"
 
     @property
     def held_out(self) -> Path:
@@ -213,12 +221,26 @@ class RunDir:
             else:
                 item.unlink()
 
+    @property
+    def held(self) -> bool:
+        """Whether a process is working on the run. Changes nothing, but takes the lock for an instant if it is free."""
+        try:
+            stream = (self.path / ".lock").open()
+        except OSError:
+            return False
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run; a second process that wants it is refused. The lock dies with its process."""
         with (self.path / ".lock").open("w") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _hold(stream)
             except BlockingIOError as error:
                 raise RequestError(
                     f"{self.path}: another process is working on this run", "wait for it, or stop it"
@@ -229,6 +251,18 @@ class RunDir:
             for folder in work:
                 remove_leftovers(folder)
             yield
+
+
+def _hold(stream: IO[str]) -> None:
+    """Lock a file, or raise BlockingIOError where another process holds it for longer than a glance (`held`) takes."""
+    for seconds in (_GLANCE_SECONDS, 0.0):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not seconds:
+                raise
+            time.sleep(seconds)
 
 
 def refuse_existing(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.console import say, table
-from luthier.errors import ExistsError, Interrupted, RecipeError, RequestError
+from luthier.errors import ExistsError, Interrupted, LuthierError, RecipeError, RequestError
 from luthier.files import read_json, write_json, write_text
 from luthier.outcome.exams.tables import for_terminal
 from luthier.outcome.exams.view import of_stage
@@ -100,6 +100,11 @@ def _look_ahead(recipe: Path, loaded: Recipe, folder: Path, resume: bool) -> Non
         _reopen(loaded, folder)
     else:
         refuse_existing(folder)
+    for stage in stage_recipes(loaded).values():
+        if stage.publish.push:
+            from luthier.publishing.request import find_endpoint
+
+            find_endpoint(stage.publish.token_env)  # a token that is missing is better known now than after training
     from luthier.stages.preflight import look_ahead, refuse
 
     refuse(str(recipe), look_ahead(_waiting(RunDir(folder), loaded), folder))
@@ -114,7 +119,7 @@ def _run(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) ->
     with rundir.lock():
         rundir.update_manifest(status="running")
         try:
-            _work(recipe, loaded, rundir, options)
+            unsent = _work(recipe, loaded, rundir, options)
         except KeyboardInterrupt as error:
             rundir.update_manifest(status="interrupted")
             raise Interrupted("interrupted; what was done is kept", options.resume_line) from error
@@ -130,10 +135,17 @@ def _run(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) ->
         for view in of_stage(Records(rundir.stage(name).path)):
             say(f"\nstage {name}, {for_terminal(view)}")
     say(f"report: {rundir.report}")
+    if unsent:
+        raise unsent[0]
     return {
         "run": str(rundir.path),
         "report": str(rundir.report),
         "stages": {name: read_json(rundir.stage(name).scores) for name in stage_recipes(loaded)},
+        "published": {
+            name: read_json(rundir.stage(name).published)["url"]
+            for name, stage in stage_recipes(loaded).items()
+            if stage.publish.push
+        },
     }
 
 
@@ -174,7 +186,8 @@ def _reopen(loaded: Recipe, folder: Path) -> RunDir:
     return rundir
 
 
-def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -> None:
+def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -> list[LuthierError]:
+    """The table, then stage after stage. Returns what kept finished stages from being published."""
     from luthier.data.building.build import build
     from luthier.data.building.mixture import MANIFEST as TABLE
     from luthier.data.building.stagecache import default_cache
@@ -185,6 +198,7 @@ def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -
     from luthier.stages.sources import table_request
 
     stages = stage_recipes(loaded)
+    unsent: list[LuthierError] = []
     if not (rundir.data / TABLE).is_file():
         # Large sets of chats are worth keeping for the next run; graded answers are read anew.
         cache = default_cache() if loaded.task.of_text else None
@@ -195,6 +209,22 @@ def _work(recipe: Path, loaded: Recipe, rundir: RunDir, options: StageOptions) -
     for name in stages:
         base = run_stage(rundir, name, stages, options)
         rundir.update_manifest(hashes={**rundir.read_manifest()["hashes"], "base": base})
+        if stages[name].publish.push:
+            unsent += _publish(rundir, name, stages[name])
+    return unsent
+
+
+def _publish(rundir: RunDir, name: str, stage: Recipe) -> list[LuthierError]:
+    """Publish a finished stage. A hub that is down must not keep the next stage from being trained."""
+    from luthier.publishing.publish import publish
+    from luthier.publishing.request import PublishRequest
+
+    try:
+        publish(rundir, name, PublishRequest.of(stage))
+    except LuthierError as error:
+        say(f"stage {name} is trained, and not published: {error}")
+        return [type(error)(f"stage {name} is trained, and not published: {error.message}", error.mend)]
+    return []
 
 
 def report(folder: Path) -> Path:
