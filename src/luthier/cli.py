@@ -18,6 +18,8 @@ from luthier import __version__
 from luthier.clicompare import compare_parser
 from luthier.clidata import data_parser
 from luthier.cliexam import exam_parser
+from luthier.cliserve import serve_parser
+from luthier.cliship import export_parser, publish_parser
 from luthier.clisweep import sweep_parser
 from luthier.cliwords import add_recipe, add_verb
 from luthier.errors import LuthierError, RequestError
@@ -129,7 +131,10 @@ def parser() -> argparse.ArgumentParser:
     exam_parser(verbs)
     compare_parser(verbs)
     sweep_parser(verbs)
+    serve_parser(verbs)
     data_parser(verbs)
+    export_parser(verbs)
+    publish_parser(verbs)
     add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
     verb = add_verb(verbs, "report", _report, "write report.html of a run or an exam again", "luthier report runs/a")
     verb.add_argument("run", type=Path, help="the folder of a run or of an exam")

@@ -1,0 +1,36 @@
+"""What pages and API share: the engines, the ears, the queue in front of them, the store of votes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from luthier.engines.base import ChatEngine, VerdictEngine
+from luthier.serve.reports import Reports
+from luthier.serve.settings import ServeSettings
+from luthier.serve.speech.base import Transcriber
+
+if TYPE_CHECKING:
+    from luthier.serve.store import Store
+    from luthier.serve.uploads import Uploads
+    from luthier.serve.waiting import Waiting
+
+
+@dataclass(frozen=True)
+class Services:
+    """One server's parts. Runs of one kind only leave the other engine out."""
+
+    settings: ServeSettings
+    chat: ChatEngine | None
+    verdict: VerdictEngine | None
+    speech: Transcriber
+    uploads: Uploads
+    waiting: Waiting
+    store: Store
+    reports: Reports = field(default_factory=Reports)
+
+    def close(self) -> None:
+        """Give back what the parts hold."""
+        for part in (self.waiting, self.chat, self.verdict, self.speech, self.uploads, self.store):
+            if part is not None:
+                part.close()

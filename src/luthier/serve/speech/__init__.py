@@ -1,0 +1,1 @@
+"""Speech to text: one interface, and the engines that are installed."""
