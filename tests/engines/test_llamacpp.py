@@ -160,7 +160,7 @@ def test_without_llama_cpp_the_install_lines_are_given(files: dict[str, Path], m
     monkeypatch.setattr(llamaserver.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"no llama\.cpp here") as caught:
         gguf_answers(files["gguf"], [[1]], 1)
-    assert "pip install llama-cpp-python" in caught.value.mend
+    assert "luthier[llamacpp]" in caught.value.mend
     monkeypatch.setenv("LLAMA_SERVER", "/nowhere/llama-server")
     with pytest.raises(RequestError, match="is no program"):
         LlamaCpp(files["gguf"])
