@@ -1,27 +1,29 @@
 # Two commands on a fresh machine: `make quickstart` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes, and each file in one of them: its tests share what it prepares.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-all check bench bench-verdict bench-data bench-train bench-exam docs lock clean
+.PHONY: quickstart test test-all check bench bench-verdict bench-data bench-train bench-exam bench-serve docs lock clean
 
 quickstart: .venv/ready
 	$(BIN)/luthier quickstart
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: .venv/ready
-	$(BIN)/pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: .venv/ready
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(PYTEST)
 
-bench: bench-verdict bench-data bench-train bench-exam
+bench: bench-verdict bench-data bench-train bench-exam bench-serve
 
 bench-verdict: .venv/ready
 	$(BIN)/python benchmarks/verdict/run.py
@@ -62,6 +64,9 @@ bench-exam: .venv/ready .venv-lm-eval/ready
 	  $$(.venv-lm-eval/bin/python -c "import site; print(site.getsitepackages()[0])")/ours.pth
 	.venv-lm-eval/bin/pip install --quiet -r benchmarks/exam/peers.txt
 	touch .venv-lm-eval/ready
+
+bench-serve: .venv/ready
+	$(BIN)/python benchmarks/serve/run.py
 
 docs: .venv/ready
 	$(BIN)/python -m luthier.recipedocs > docs/recipe.md

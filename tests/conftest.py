@@ -1,23 +1,68 @@
 """Shared by the end-to-end tests: simulated tables, a small recipe over them, one finished run, the command line."""
 
+import gc
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
-from support.children import ROOT, Luthier, environment
+from support.children import OFFLINE, ROOT, Luthier, environment
+
+# Sums depend on how many threads share them, and tests compare bits with children, which have one. torch reads this
+# when it is imported, which is after this file.
+os.environ["OMP_NUM_THREADS"] = OFFLINE["OMP_NUM_THREADS"]
+
+# How long an example takes says who else had the processor.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
-@pytest.fixture(autouse=True)
-def products_as_found() -> Iterator[None]:
-    """What a test makes of this process's float32 products ends with it: tests compare bits with other processes."""
-    yield
+def _as_found() -> None:
+    """Put this process's arithmetic back: tests compare bits with other processes, in whatever order they run."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.backends.mkldnn.matmul.fp32_precision = "none"
+        torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """All modules are there and stay: no collection of garbage need look through them again (0.6 s each time)."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """No test begins with what another one, or a module at its import, has left."""
+    _as_found()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    """What a shared fixture leaves would else be there for its first test alone."""
+    try:
+        return (yield)
+    finally:
+        if fixturedef.scope != "function":
+            _as_found()
+
+
+@pytest.fixture(autouse=True)
+def process_as_found(home_of_its_own: Path) -> Iterator[None]:
+    """The command line, called within this process, sets variables that children inherit, and handlers of signals."""
+    variables = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in variables.items() if os.environ.get(name) != value})
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

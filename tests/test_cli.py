@@ -12,7 +12,9 @@ from luthier import cli, errors, verbs
 from luthier.errors import LuthierError, RecipeError
 
 ROOT = Path(__file__).parents[1]
-VERBS = "quickstart new check rehearse run predict score doctor report exam compare sweep data".split()
+VERBS = (
+    "quickstart new check rehearse run predict score doctor report exam compare sweep data serve export publish"
+).split()
 DATA = ["build", "show", "why", "audit", "export"]
 HEAVY = {"torch", "transformers", "datasets", "gradio", "ray", "peft", "accelerate", "pyarrow", "numpy"}
 LOADED = """

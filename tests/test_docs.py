@@ -9,8 +9,8 @@ import pytest
 
 from support.children import ROOT, environment
 
-SLOW = ["expert.md", "compare.md"]
-PAGES = ["rows.md", "steps.md", "exams.md", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+SLOW = ["exams.md", "expert.md", "compare.md"]
+PAGES = ["rows.md", "steps.md", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 def blocks(page: Path) -> list[str]:

@@ -72,7 +72,6 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
 
 
 def request(work: Path, *, exams: tuple[str, ...] = ("piqa",), **more: Any) -> ExamRequest:

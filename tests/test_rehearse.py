@@ -16,8 +16,6 @@ from luthier.recipefile import load_recipe, stage_recipes
 from luthier.rehearse import rehearsal, twin
 from support.children import ROOT, Luthier
 
-CHATS = ("voice", "assistant")
-
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +184,7 @@ def test_the_expert_recipe_is_rehearsed_offline_and_examines_every_checkpoint(lu
     assert (stage / "adapter" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("name", ["assistant", pytest.param("voice", marks=pytest.mark.slow)])
 def test_a_shipped_chat_recipe_is_rehearsed_offline_and_learns(luthier: Luthier, tmp_path: Path, name: str) -> None:
     done = luthier("rehearse", ROOT / "recipes" / f"{name}.yaml", "--out", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr

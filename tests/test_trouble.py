@@ -144,7 +144,10 @@ def test_a_disk_that_fills_is_one_message_and_the_run_goes_on_when_there_is_room
     without_torn_files(run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
+)
 def test_a_stop_in_the_middle_prints_a_line_that_goes_on_with_it(
     small: Path, tmp_path: Path, luthier: Luthier, number: signal.Signals
 ) -> None:

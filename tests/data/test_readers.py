@@ -114,7 +114,11 @@ def test_content_decides_when_there_is_no_suffix(tmp_path: Path, kind: str) -> N
         ("t.csv", GOOD * 2, "1 file of json, its name says .csv"),
         ("t.txt", GOOD * 2, "1 file of json, its name says .txt"),
         ("t.jsonl.gz", GOOD * 2, "1 file of jsonl, not packed although its name says so"),
-        ("t.jsonl", gzip.compress(GOOD * 2), "1 file of jsonl, gzip, packed although its name does not say so"),
+        (
+            "t.jsonl",
+            gzip.compress(GOOD * 2, mtime=0),
+            "1 file of jsonl, gzip, packed although its name does not say so",
+        ),
         ("t.jsonl", b'[\n{"a": 1},\n{"a": 1}\n]', "1 file of json"),
     ],
 )
