@@ -29,7 +29,9 @@ else:
 
 
 def every(cls: type[LuthierError]) -> list[type[LuthierError]]:
-    return [cls, *(found for child in cls.__subclasses__() for found in every(child))]
+    """Of luthier.errors: which others there are depends on what else was imported."""
+    below = (found for child in cls.__subclasses__() for found in every(child))
+    return [cls, *(found for found in below if found.__module__ == errors.__name__)]
 
 
 def made(cls: type[LuthierError]) -> LuthierError:
@@ -204,3 +206,14 @@ def test_json_is_one_object_on_the_last_line_of_standard_output(
         assert key in found
     assert cli.main(["check", str(small)]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_doctor_names_the_line_that_installs_an_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = verbs._version
+    monkeypatch.setattr(verbs, "_version", lambda name: "" if name == "faster-whisper" else version(name))
+    found = verbs.doctor()["extras"]
+    assert found["whisper"]["mend"] == "missing faster-whisper: pip install 'luthier[whisper]'"
+    assert {"serve", "whisper", "gguf", "llama.cpp"} == set(found)
+    assert "pip install 'luthier[whisper]'" in capsys.readouterr().err

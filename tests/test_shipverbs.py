@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from luthier import cli, shipverbs
 from luthier.errors import RequestError
 from luthier.exporting.kinds import KINDS, ExportRequest
+from luthier.recipefile import stage_recipes
 from luthier.shipverbs import PublishOptions, publish
 from support.chatrun import chat_run
 
@@ -138,6 +140,19 @@ def test_a_run_without_a_name_for_its_repository_sends_nothing(run, finished, se
         publish(PublishOptions(run))
     with pytest.raises(RequestError, match="2 finished stages"):
         publish(PublishOptions(finished, repo="me/one"))
-    with pytest.raises(RequestError, match="is not there or not finished"):
+    with pytest.raises(RequestError, match="there is no stage other"):
         publish(PublishOptions(run, stage="other"))
     assert not sent
+
+
+def test_stages_that_would_replace_one_another_are_refused_before_anything_is_sent(finished, monkeypatch):
+    def same(tree: Any) -> dict[str, Any]:
+        return {
+            name: replace(stage, publish=replace(stage.publish, repo="group/one"))
+            for name, stage in stage_recipes(tree).items()
+        }
+
+    monkeypatch.setattr(shipverbs, "stage_recipes", same)
+    monkeypatch.setattr("luthier.publishing.publish.publish", lambda *given: pytest.fail("something was sent"))
+    with pytest.raises(RequestError, match="2 stages would go to group/one"):
+        publish(PublishOptions(finished, update=True))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from luthier.serve.services import Services
 
 _ENGINES = ("auto", "pocketsphinx", "faster-whisper", "whisper")
-_NEEDED = ("gradio", "fastapi", "uvicorn", "prometheus_client")
+_NEEDED = ("gradio", "fastapi", "uvicorn", "prometheus_client", "markdown_it")
 
 
 def serve_parser(verbs: Any) -> None:
@@ -26,7 +26,9 @@ def serve_parser(verbs: Any) -> None:
         "serve",
         _serve,
         "the web app and the HTTP API: talk to runs, compare them, judge recordings",
-        "luthier serve runs/assistant runs/speaking --port 7860",
+        """luthier serve runs/assistant
+         luthier serve runs/assistant runs/speaking --watch runs --port 0
+         luthier serve --gguf exports/a/model.gguf --no-app""",
     )
     verb.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders of runs: chats and verdicts, together")
     verb.add_argument("--port", type=int, default=7860, help="0 takes any free one (default: 7860)")
@@ -51,13 +53,16 @@ def serve_parser(verbs: Any) -> None:
 
 def _serve(options: argparse.Namespace) -> Any:
     settings = settings_of(options)
+    if options.watch and not options.watch.is_dir():
+        raise RequestError(f"serve: --watch {options.watch} is no folder", "give the one that runs are made in")
     _need_extra()
     from luthier.serve.server import serve
 
     def ready(address: str, services: Services) -> None:
         engines = [engine for engine in (services.chat, services.verdict) if engine is not None]
         models = [model.id for engine in engines for model in engine.models()]
-        say(f"luthier: {len(models)} models at {address} (ctrl-C ends it); the API is at {address}/v1")
+        many = "1 model" if len(models) == 1 else f"{len(models)} models"
+        say(f"luthier: {many} at {address} (ctrl-C ends it); the API is at {address}/v1")
         if options.json:
             print(json.dumps({"url": address, "models": models}), flush=True)
 
@@ -68,7 +73,7 @@ def settings_of(options: argparse.Namespace) -> ServeSettings:
     """The settings that the words stand for. Raises RequestError for a number that cannot be meant."""
     for name, least, most in (("port", 0, 65535), ("queue", 1, 1000), ("threads", 0, 1024)):
         if not least <= getattr(options, name) <= most:
-            raise RequestError(f"serve: --{name} {getattr(options, name)}", f"give {least} to {most}")
+            raise RequestError(f"serve: --{name} {getattr(options, name)} is out of range", f"give {least} to {most}")
     for origin in options.origin:
         if not origin.startswith(("http://", "https://")) or "/" in origin.partition("://")[2].rstrip("/"):
             raise RequestError(f"serve: --origin {origin} is no origin", "give scheme and host: https://iris.example")

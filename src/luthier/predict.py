@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.data.media import load_audio
 from luthier.engines.base import Recording, ServedModel, Verdict
-from luthier.engines.finding import run_recipes
+from luthier.engines.finding import finished_stages
 from luthier.engines.torch_verdict import TorchVerdict
 from luthier.errors import MediaError, RequestError
 from luthier.predict_chat import answers
@@ -24,12 +24,11 @@ _SHOWN = ("p_panel", "p_rater", "grade_mean")
 
 def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> Iterator[dict[str, Any]]:
     """One mapping per recording or question, in order; one that cannot be judged or answered gets `error` instead."""
-    stages = run_recipes(run)
-    finished = [name for name in stages if run.stage(name).finished]
-    name = stage or (finished[-1] if finished else "")
-    if name not in finished:
+    stages = {one.path.name: recipe for one, recipe in finished_stages(run)}
+    name = stage or list(stages)[-1]
+    if name not in stages:
         raise RequestError(
-            f"{run.path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
+            f"{run.path}: stage {name} is not finished (finished: {', '.join(stages)})",
             "let the run finish, or name another --stage",
         )
     if stages[name].task.of_text:

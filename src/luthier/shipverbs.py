@@ -53,7 +53,7 @@ def publish(options: PublishOptions) -> dict[str, Any]:
     if not names or names[0] not in stages:
         known = ", ".join(stages)
         raise RequestError(
-            f"{options.run}: stage {options.stage or '(any)'} is not there or not finished",
+            f"{options.run}: {f'there is no stage {options.stage}' if options.stage else 'no stage is finished'}",
             f"let the run finish, or name one of its stages: {known}",
         )
     if len(names) > 1 and (options.repo or options.receipt):
@@ -75,4 +75,10 @@ def publish(options: PublishOptions) -> dict[str, Any]:
             receipt=options.receipt,
         )
         requests[name].check()
+    repos = [request.repo for request in requests.values()]
+    if len(set(repos)) < len(repos):
+        raise RequestError(
+            f"publish.repo: {len(repos)} stages would go to {', '.join(sorted(set(repos)))}, each in place of another",
+            "put a variable that differs into publish.repo, such as ${form_id}; or give --stage and --repo",
+        )
     return {"published": {name: send(run, name, request) for name, request in requests.items()}}

@@ -37,6 +37,12 @@ _LIBRARIES = (
     "safetensors",
     "huggingface-hub",
 )
+_EXTRAS = {
+    "serve": ("the pages and the API", ("gradio", "markdown-it-py", "pocketsphinx", "prometheus-client")),
+    "whisper": ("about 100 languages heard", ("faster-whisper",)),
+    "gguf": ("GGUF files written", ("gguf",)),
+}
+"""Extras of this package that a page or an export wants: what for, and the libraries."""
 
 
 def new(kind: str, folder: Path) -> dict[str, Any]:
@@ -317,8 +323,23 @@ def doctor() -> dict[str, Any]:
 
         figures["machine"] = describe()
         rows += [[key, value] for key, value in figures["machine"].items()]
+    figures["extras"] = _extras()
+    rows += [[f"{name}: {one['for']}", one["mend"] or "installed"] for name, one in figures["extras"].items()]
     say(table(["part", "found"], rows))
     return figures
+
+
+def _extras() -> dict[str, dict[str, str]]:
+    """What is optional: what it is for, and the line that installs it, empty where it is there."""
+    from luthier.engines.llamaserver import INSTALL, has_llamacpp
+
+    found = {}
+    for name, (purpose, libraries) in _EXTRAS.items():
+        absent = [library for library in libraries if not _version(library)]
+        mend = f"missing {', '.join(absent)}: pip install 'luthier[{name}]'" if absent else ""
+        found[name] = {"for": purpose, "mend": mend}
+    found["llama.cpp"] = {"for": "GGUF files run", "mend": "" if has_llamacpp() else f"missing: {INSTALL}"}
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -188,7 +191,7 @@ def test_a_native_server_is_preferred_and_asked_in_its_words(native: Path, files
         engine.close()
     assert text_of(pieces) == "one two three"
     assert (pieces[-1].finish, pieces[-1].completion_tokens) == ("stop", 4)
-    started, asked = (json.loads(line) for line in native.read_text().splitlines())
+    started, *_, asked = (json.loads(line) for line in native.read_text().splitlines())
     words = started["words"]
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[words.index("--threads") + 1] == "3"
@@ -216,6 +219,68 @@ def test_a_native_servers_troubles_are_told(
             ask(engine)
     finally:
         engine.close()
+
+
+def test_a_line_that_was_torn_is_the_end_of_an_answer(
+    native: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_LLAMA", "tear")
+    engine = LlamaCpp(files["gguf"], tokenizer=files["folder"])
+    try:
+        with pytest.raises(LuthierError, match="middle of an answer"):
+            ask(engine)
+    finally:
+        engine.close()
+
+
+def test_a_native_server_ends_with_who_started_it_even_when_that_one_is_killed(
+    native: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from luthier.engines.llamaserver import LlamaServer, Loading\n"
+        "made = LlamaServer(Loading(Path(sys.argv[1]))); print('ready', flush=True); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", script, str(files["gguf"])]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as asker:
+        assert asker.stdout is not None
+        assert asker.stdout.readline() == "ready\n"
+        pid = next(said["pid"] for said in map(json.loads, native.read_text().splitlines()) if "pid" in said)
+        asker.kill()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_nothing_is_told_to_a_stranger_on_the_port(
+    native: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that takes any key, as a llama-server without one does."""
+    told: list[bytes] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+        def do_GET(self) -> None:
+            told.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"tokens": []}')
+
+        do_POST = do_GET
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        free = llamaserver._free_port()
+        ports = iter([stranger.server_address[1], free])
+        monkeypatch.setattr(llamaserver, "_free_port", lambda: next(ports))
+        engine = LlamaCpp(files["gguf"], tokenizer=files["folder"])
+        try:
+            assert text_of(ask(engine)) == "one two three"
+        finally:
+            engine.close()
+            stranger.shutdown()
+    assert set(told) <= {b"", b'{"content": ""}'}
 
 
 def test_a_native_server_that_does_not_start_says_why(

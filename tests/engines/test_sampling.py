@@ -46,6 +46,13 @@ def test_temperature_zero_is_the_likeliest_and_a_seed_draws_the_same_again() -> 
     assert Chooser(Sampling(temperature=1.0, seed=-5), CPU)(logits()) >= 0
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-300])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_temperature_next_to_zero_is_as_good_as_zero(temperature: float, top_p: float) -> None:
+    found = probabilities(logits() * 100, Sampling(temperature=temperature, top_p=top_p))
+    assert found[int(logits().argmax())] == found.sum() == 1
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

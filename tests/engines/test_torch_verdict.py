@@ -16,11 +16,13 @@ from luthier.data.table import read_table
 from luthier.engines import torch_verdict
 from luthier.engines.base import Recording, Zone
 from luthier.engines.finding import find_models
-from luthier.engines.torch_verdict import TorchVerdict
+from luthier.engines.torch_verdict import TorchVerdict, find_zone
 from luthier.errors import CheckpointError, RequestError
 from luthier.files import read_jsonl, write_jsonl
 from luthier.models import adapters
+from luthier.recipe import Scale
 from luthier.recipe_data import Limits
+from luthier.rundir import StageDir
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,16 @@ def test_the_zone_is_where_borderline_answers_lie(finished: Path, held_out: Any,
         assert verdict.borderline == (zone.low <= verdict.p_pass_calibrated <= zone.high)
     write_jsonl(path, [row | {"grade": 2.0} for row in rows])
     assert engine.zone("copy/1964") is None
+
+
+def test_rows_without_a_calibrated_probability_or_a_grade_are_in_no_zone(tmp_path: Path) -> None:
+    stage, scale = StageDir(tmp_path), Scale()
+    assert find_zone(stage, scale) is None
+    near = {"grade": scale.pass_mark}
+    write_jsonl(stage.predictions, [near, {"grade": None, "p_pass_calibrated": 0.5}])
+    assert find_zone(stage, scale) is None
+    write_jsonl(stage.predictions, [near, {**near, "p_pass_calibrated": 0.5}])
+    assert find_zone(stage, scale) == Zone(0.5, 0.5, 1)
 
 
 def test_the_zone_has_its_ends_in_it() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import CheckpointError, ExistsError, RequestError
+from luthier.exporting import space
 from luthier.exporting.adapter import fill_adapter
 from luthier.exporting.export import export
 from luthier.exporting.kinds import ExportRequest, base_name, named_subject, open_subject
@@ -88,15 +89,23 @@ def test_a_checkpoint_goes_in_place_of_the_final_adapter_with_the_stages_tokeniz
     assert found["to"] == "adapter"
 
 
-def test_no_place_on_this_machine_is_named_where_the_base_was_a_folder(run, tmp_path):
+@pytest.mark.parametrize("gone", [False, True])
+def test_no_place_on_this_machine_is_named_where_the_base_was_a_folder(run, tmp_path, gone):
     subject = open_subject(run)
-    subject.recipe.model.base = str(tmp_path)
+    subject.recipe.model.base = str(tmp_path / "gone" if gone else tmp_path)
     (tmp_path / "out").mkdir()
     notes = fill_adapter(subject, tmp_path / "out")
     assert any("local folder" in note for note in notes)
     texts = [item.read_text() for item in (tmp_path / "out").glob("*.json")]
     assert not any(str(tmp_path.parent) in text for text in texts)
     assert base_name(subject, "org/base") == ("org/base", "")
+
+
+def test_a_space_does_not_name_a_base_that_is_no_longer_there(run, tmp_path):
+    subject = open_subject(run)
+    subject.recipe.model.base = str(tmp_path / "gone")
+    with pytest.raises(RequestError, match="no longer there"):
+        space._base(ExportRequest(run, "space"), subject, tmp_path, "chat", [])
 
 
 def test_an_adapter_that_was_changed_is_not_passed_on(run, tmp_path):

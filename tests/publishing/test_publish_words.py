@@ -57,3 +57,14 @@ def test_a_refusal_is_a_sentence_and_an_exit_code(finished: Path, hub: Hub, luth
     assert (record["repo"], record["state"]) == ("group/judge", "published")
     with pytest.raises(RequestError, match=r"publish\.repo"):
         publish(PublishOptions(tmp_path / "run"))
+
+
+def test_a_password_in_the_hubs_address_is_refused_and_shown_nowhere(
+    finished: Path, hub: Hub, luthier: Luthier, tmp_path: Path
+) -> None:
+    env = settings(hub, tmp_path) | {"HF_ENDPOINT": hub.url.replace("://", "://me:drawn-by-lot@")}
+    refused = luthier("publish", finished, "--stage", "1964", "--repo", "group/judge", env=env)
+    assert refused.returncode == 2
+    assert "HF_ENDPOINT" in refused.stderr
+    assert "drawn-by-lot" not in refused.stderr + refused.stdout
+    assert not hub.requests

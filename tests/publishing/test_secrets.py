@@ -24,6 +24,9 @@ SECRETS = {
     "AWS": "AKIA" + DRAWN[:16].upper(),
     "GitHub": "ghp_" + DRAWN[:36],
     "GitLab": "glpat-" + DRAWN[:20],
+    "Stripe": "sk_" + "live_" + DRAWN[:24],
+    "package index": "npm_" + DRAWN[:36],
+    "bearer": "Authorization: Bearer " + DRAWN[:24],
     "Slack": "xoxb-" + "123456789012-" + DRAWN[:20],
     "Google": "AIza" + DRAWN[:35],
     "JWT": "eyJ" + DRAWN[:20] + ".eyJ" + DRAWN[20:44] + "." + DRAWN[:30],
@@ -32,6 +35,8 @@ SECRETS = {
     "what looks like a secret": f'"wandb_api_key": "{DRAWN[:40].lower()}"',
 }
 HARMLESS = [
+    "the bearer of good news, Bearer internationalisation-of-everything",
+    "risk-averse-sk-learners-of-2026 and disk_live_wires",
     "hf_model_name and sk-learn and xoxo",
     '"eos_token": "<|end_of_text|>", "pad_token": "<|reserved_special_token_250|>"',
     '"tokenizer_class": "PreTrainedTokenizerFast"',
@@ -84,6 +89,33 @@ def test_the_value_of_a_secret_variable_is_found_wherever_it_stands(tmp_path: Pa
     (tmp_path / "README.md").write_text("a\nsome correct horse battery here\n")
     found = list(find_in_folder(tmp_path, {"MY_PASSWORD": "correct horse battery", "PATH": "some", "X_TOKEN": "a"}))
     assert [str(find) for find in found] == ["README.md:2: the value of $MY_PASSWORD: corr… (21 characters)"]
+
+
+SPELLED = {
+    "a.json": '"token_' + SECRETS["Hugging Face"].replace("h", "\\u0068", 1) + '"',
+    "b.json": f"token_{SECRETS['Hugging Face']}",
+    "c.md": SECRETS["Hugging Face"].replace("_", "&#95;"),
+    "d.md": SECRETS["Hugging Face"].replace("_", "\\_"),
+    "e.yaml": "AccountKey=" + DRAWN,
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_a_token_is_found_however_a_file_spells_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(SPELLED[name])
+    assert list(find_in_folder(tmp_path, {}))
+
+
+def test_the_name_of_a_file_may_give_it_away_too(tmp_path: Path) -> None:
+    (tmp_path / f"notes-{SECRETS['GitHub']}.txt").write_text("nothing")
+    assert [find.kind for find in find_in_folder(tmp_path, {})] == ["a GitHub token"]
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN_2", "GITHUB_PAT", "DB_PASS", "SSH_PRIVATE_KEY", "STRIPE_SECRET_KEY"])
+def test_variables_are_secret_by_their_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.txt").write_text("some correct horse battery here")
+    assert list(find_in_folder(tmp_path, {name: "correct horse battery"}))
+    assert not list(find_in_folder(tmp_path, {"GPG_KEY": "correct horse battery", "TOKENIZERS": "correct horse"}))
 
 
 def test_a_path_of_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

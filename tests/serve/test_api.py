@@ -534,6 +534,21 @@ def test_known_traps_of_json_are_refused(url: str, body: bytes) -> None:
     check_told(answer)
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        b'[{"role": "user", "content": [' + b",".join([b'{"type": "text", "text": ""}'] * 50_000) + b"]}]",
+        b"[" + b",".join([b'{"role": "user", "content": "a"}'] * 50_000) + b"]",
+    ],
+)
+def test_a_body_of_very_many_small_things_is_not_looked_at_to_its_end(url: str, messages: bytes) -> None:
+    answer = send(
+        f"{url}/v1/chat/completions", b'{"model": "one/sft", "messages": ' + messages + b"}", "application/json"
+    )
+    assert answer.status_code == 400
+    assert "at most" in answer.json()["error"]["message"]
+
+
 _SENDER = httpx.Client(timeout=20)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from luthier.engines.base import ServedModel
 from luthier.serve.answers import Answers
-from luthier.serve.arena import _Page, drawn_order, standings
+from luthier.serve.arena import _Page, drawn_order, first_pair, standings
 from luthier.serve.services import Services
 from luthier.serve.settings import ServeSettings
 from luthier.serve.store import fresh_id
@@ -93,7 +93,7 @@ def test_from_the_microphone_to_rows_for_training(services: Services, address: s
 def handlers(services: Services) -> Any:
     """The functions behind the page, to be called without a browser."""
     with gr.Blocks():
-        page = _Page(services, services.chat, Answers(), [model.id for model in services.chat.models()])  # type: ignore
+        page = _Page(services, services.chat, Answers(), services.chat.models())  # type: ignore
         page.lay_out()
     return page
 
@@ -123,6 +123,11 @@ def test_the_page_fits_and_votes_are_cast_by_keys(services: Services, address: s
     page, seen = open_page(browser, address, width, ready=READY)
     assert overflow(page) <= 0
     before = len(services.store.votes())
+    page.get_by_label("One model").focus()
+    page.wait_for_selector("[role=listbox]")
+    for _ in range(4):
+        page.keyboard.press("Tab")  # through both lists of models
+    page.wait_for_selector("[role=listbox]", state="detached")
     page.get_by_label("The prompt").focus()
     page.keyboard.type("1 2 3 4")  # digits in a text are no votes
     page.keyboard.press("Enter")
@@ -164,6 +169,13 @@ def test_answers_that_were_stopped_cannot_be_voted_on(address: str, browser: Any
     page.locator("#stop").click()
     page.wait_for_selector(".said:has-text('not whole')")
     assert not page.locator("#vote-first").is_visible()
+
+
+def test_a_vote_is_offered_between_two_stages_before_two_checkpoints_of_one() -> None:
+    models = FakeChat().served
+    assert first_pair(models) == ("one/sft", "two/sft")
+    assert first_pair([*models[:2], models[3]]) == ("one/sft", "base:toy:llama")
+    assert first_pair(models[:2]) == PAIR
 
 
 def test_the_order_is_a_fair_lot_that_the_ballots_id_decides() -> None:

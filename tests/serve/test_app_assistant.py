@@ -12,7 +12,7 @@ import pytest
 
 from luthier.data.exactjson import loads
 from luthier.engines.base import Piece, Sampling
-from luthier.errors import RequestError
+from luthier.errors import DataError, RequestError
 from luthier.schema import Message, Part
 from luthier.serve import look, talk
 from luthier.serve.answers import Answers, follow
@@ -382,3 +382,13 @@ def test_markdown_is_set_without_a_word_of_foreign_html() -> None:
     assert set(re.findall(r"<(\w+)", shown)) == {"div", "p", "a"}
     assert "![" not in shown.replace("<a", "")
     assert look.exact("<b>&") == '<div class="words exact">&lt;b&gt;&amp;</div>'
+
+
+def test_a_picture_that_was_forgotten_costs_neither_the_page_nor_its_conversation() -> None:
+    def gone(reference: str) -> str:
+        raise DataError("it is not in the store", "ask again with the picture")
+
+    asked = talk.user_message("What is on it?", (Part("image", media="sha256:0"),))
+    shown = talk.transcript(Conversation("c", "me", messages=(asked,)), gone)
+    assert "What is on it?" in shown
+    assert "It is not in the store." in shown

@@ -15,10 +15,11 @@ import httpx
 import openai
 import pytest
 
-from luthier.cli import parser
+from luthier.cli import main, parser
 from luthier.cliserve import settings_of
 from luthier.errors import RequestError
 from luthier.serve import server
+from luthier.serve.guard import EVENTS_A_MINUTE
 from luthier.serve.server import open_services
 from luthier.serve.settings import ServeSettings, SpeechSettings
 from support.children import ROOT, Luthier, environment
@@ -48,6 +49,11 @@ def test_every_word_reaches_its_setting() -> None:
         speech=SpeechSettings("whisper", "tiny", "no"),
     )
     assert settings("a") == ServeSettings(runs=(Path("a"),))
+
+
+def test_a_folder_to_watch_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["serve", "a", "--watch", str(tmp_path / "rnus")]) == 2
+    assert "rnus is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -124,6 +130,15 @@ def test_a_server_that_is_stopped_ends_its_answers_first(tmp_path: Path, number:
     assert (one.process.returncode, out) == (0, "")
     assert said.splitlines()[-1] == "luthier: stopped"
     assert "Traceback" not in said
+
+
+def test_a_client_cannot_name_the_address_by_which_it_is_counted(tmp_path: Path) -> None:
+    with served("--no-app", fakes=tmp_path) as one, httpx.Client() as client:
+        told = (
+            client.post(f"{one.url}/x", headers={"x-forwarded-for": f"10.0.{number // 250}.{number % 250}"}).status_code
+            for number in range(EVENTS_A_MINUTE + 50)
+        )
+        assert 429 in told
 
 
 @pytest.mark.slow

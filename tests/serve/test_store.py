@@ -315,3 +315,28 @@ def test_a_recording_is_kept_as_it_was_heard(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RequestError, match="nobody spoke"):
         hear(services, "me", str(path))
     services.close()
+
+
+def test_a_change_that_the_disk_refuses_at_its_end_stands_in_nobodys_way(store: Store, tmp_path: Path) -> None:
+    """SQLite keeps a transaction open whose COMMIT failed; here that of a reader who holds the old kind of journal."""
+    store._file.execute("PRAGMA journal_mode=DELETE")
+    store._file.execute("PRAGMA busy_timeout=0")
+    reader = sqlite3.connect(tmp_path / "serve.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM conversation").fetchall()
+    with pytest.raises(DiskError, match="locked"):
+        store.conversation_saved(Conversation("c1", "me"))
+    reader.close()
+    store.conversation_saved(Conversation("c2", "me"))
+    assert store.conversation("me", "c1") is None
+    assert store.conversation("me", "c2") is not None
+
+
+def test_a_new_file_that_another_process_is_just_beginning_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "serve.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.2, other.close)
+    release.start()
+    Store(path).close()
+    release.join()

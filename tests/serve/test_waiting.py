@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 
 import pytest
 
 from luthier.serve.waiting import Busy, Counts, Held, Waiting
+from support.fakeserve import fake_services
 
 
 @pytest.fixture
@@ -199,6 +201,18 @@ def test_a_queue_that_is_closed_ends_what_it_holds_and_lets_nobody_in() -> None:
     assert refused.value.reason == "stopping"
 
 
+def test_a_call_that_waits_while_the_queue_is_closed_is_told_so() -> None:
+    waiting = Waiting(size=4, per_session=2)
+    _, go = occupy(waiting)
+    with ThreadPoolExecutor() as pool:
+        called = pool.submit(waiting.call, "mine", lambda: 1)
+        assert eventually(lambda: waiting.counts().waiting == 1)
+        threading.Timer(0.05, go.set).start()
+        waiting.close()
+        with pytest.raises(Busy, match="stopping"):
+            called.result(10)
+
+
 def test_many_threads_lose_nothing_and_get_nothing_twice() -> None:
     waiting = Waiting(size=64, per_session=64)
     at_once: list[int] = []
@@ -237,3 +251,13 @@ def test_many_threads_lose_nothing_and_get_nothing_twice() -> None:
     assert set(at_once) == {1}
     assert not waiting._of_session
     waiting.close()
+
+
+def test_a_part_that_fails_to_close_keeps_no_other_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = fake_services(tmp_path)
+    closed: list[str] = []
+    monkeypatch.setattr(services.speech, "close", lambda: 1 // 0)
+    monkeypatch.setattr(services.store, "close", lambda: closed.append("store"))
+    with pytest.raises(ZeroDivisionError):
+        services.close()
+    assert closed == ["store"]

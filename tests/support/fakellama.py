@@ -1,7 +1,7 @@
 """A stand-in for llama-server: the same flags and the same words over HTTP/1.1, in chunks, without a model.
 
-It answers a prompt of ids with the words `one two three`, or fails as its $FAKE_LLAMA says: `refuse`, `die`, `halt`.
-Run as a program; what it was asked is appended to the file in $FAKE_LLAMA_LOG.
+It answers a prompt of ids with the words `one two three`, or fails as its $FAKE_LLAMA says: `refuse`, `die`, `tear` or
+`halt`. Run as a program; what it was asked is appended to the file in $FAKE_LLAMA_LOG.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
         for number, word in enumerate(("one", " two", " three")):
             if HOW == "die" and number == 1:
                 os._exit(7)
+            if HOW == "tear" and number == 1:
+                self.chunk('data: {"content": "t')
+                os._exit(7)
             if HOW == "halt" and number == 1:
                 return self.event({"error": {"message": "out of memory", "code": 500}})
             self.event({"content": word, "tokens": [number], "stop": False, "tokens_predicted": number + 1})
@@ -72,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     words = sys.argv[1:]
     with open(os.environ["FAKE_LLAMA_LOG"], "a") as log:
-        log.write(json.dumps({"words": words}) + "\n")
+        log.write(json.dumps({"words": words, "pid": os.getpid()}) + "\n")
     if HOW == "unloadable":
         sys.exit("error: failed to load model")
     ThreadingHTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_forever()

@@ -33,7 +33,7 @@ def find_models(runs: Sequence[Path]) -> list[ServedModel]:
     if twice:
         raise RequestError(f"{twice[0]}: is given twice", "give each run once")
     found: list[ServedModel] = []
-    for folder, name in zip(folders, _names(folders), strict=True):
+    for folder, name in zip(folders, names_apart(folders), strict=True):
         for stage, recipe in finished_stages(RunDir(folder)):
             found += _of_stage(RunDir(folder), stage, recipe, name)
     bases = dict.fromkeys(model.base for model in found if model.kind == "chat")
@@ -72,7 +72,7 @@ def _of_stage(run: RunDir, stage: StageDir, recipe: Recipe, name: str) -> list[S
     return found
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def names_apart(folders: Sequence[Path]) -> list[str]:
     """Names of folders; where two are equal, as much of what is above them as tells all of these apart."""
     found = [folder.name for folder in folders]
     for name in [name for name, count in Counter(found).items() if count > 1]:

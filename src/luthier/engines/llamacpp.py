@@ -45,7 +45,6 @@ class LlamaCpp:
         self._context = min(context or min(LONGEST_CONTEXT, header.even_length or LONGEST_CONTEXT), longest)
         self._server = LlamaServer(Loading(gguf, tuple(adapters), _threads(gguf, threads), self._context))
         self._turn = Lock()
-        self._name = gguf.name
         base = f"gguf:{gguf.stem}"
         self._models = [ServedModel(base, "chat", gguf.name)]
         self._models += [

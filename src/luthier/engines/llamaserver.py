@@ -28,6 +28,7 @@ from typing import Any
 from luthier.errors import LuthierError, RequestError
 
 _START_SECONDS = 600.0
+_LOOK_SECONDS = 5.0
 _SILENCE_SECONDS = 600.0
 """Longest silence of an answer: a long prompt on a slow processor."""
 MOST_BYTES = 8 * 2**20
@@ -73,11 +74,29 @@ def _command(loading: Loading, port: int) -> list[str]:
     if binary:
         exact = ["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"] if loading.exact else []
         lora = ["--lora-init-without-apply"] if loading.adapters else []
-        return [binary, "--host", "127.0.0.1", "--parallel", "1", "--no-slots", *shared, *exact, *lora]
+        leash = [sys.executable, "-m", "luthier.engines.leash", binary]
+        return [*leash, "--host", "127.0.0.1", "--parallel", "1", "--no-slots", *shared, *exact, *lora]
     if not has_llamacpp():
         raise RequestError(f"{loading.gguf}: there is no llama.cpp here to run it", INSTALL)
     flags = ["--vocab-only"] * loading.vocab_only + ["--exact"] * loading.exact
     return [sys.executable, "-m", "luthier.engines.llamacpp_child", "serve", *shared, *flags]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _taken(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of old connections is nobody
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
 
 
 class LlamaServer:
@@ -86,22 +105,27 @@ class LlamaServer:
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
         self._key = secrets.token_urlsafe(24)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._process = subprocess.Popen(
-            _command(loading, self._port),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._said,
-            env=os.environ | {"LLAMA_API_KEY": self._key},
-        )
-        try:
-            self._wait()
-        except BaseException:
-            self.close()
-            raise
+        for last in (False, False, True):
+            self._port = _free_port()
+            command = _command(loading, self._port)
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+                env=os.environ | {"LLAMA_API_KEY": self._key},
+            )
+            try:
+                self._wait()
+                return
+            except RequestError:
+                self.close()
+                if last or not _taken(self._port):  # by somebody else, between our look and the process's
+                    raise
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def alive(self) -> bool:
@@ -118,7 +142,7 @@ class LlamaServer:
         """Events of an answer to a prompt of ids, the last one with `stop` true; ends early after `cancel`."""
         reply = self._post("/completion", {"prompt": list(ids), "stream": True, **settings})
         with reply:
-            while line := self._line(reply):
+            while (line := self._line(reply)).endswith(b"\n"):  # a torn line is none
                 if cancel is not None and cancel.is_set():
                     return  # closing the reply tells the process to stop
                 if not line.startswith(b"data: "):
@@ -165,15 +189,8 @@ class LlamaServer:
             raise RequestError(
                 f"{len(body):,} bytes: longer than any text for {self.loading.gguf.name}", "ask for less"
             )
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_SILENCE_SECONDS)
         try:
-            connection.request(
-                "POST",
-                path,
-                body,
-                {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
-            )
-            reply = connection.getresponse()
+            reply = self._send(path, body, self._key, _SILENCE_SECONDS)
         except (OSError, http.client.HTTPException) as error:
             raise LuthierError(f"{self.loading.gguf.name}: llama.cpp has ended{self._why()}", "ask again") from error
         if reply.status != 200:
@@ -182,20 +199,35 @@ class LlamaServer:
             )
         return reply
 
+    def _send(self, path: str, body: str, key: str, seconds: float) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=seconds)
+        head = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        connection.request("POST", path, body, head)
+        return connection.getresponse()
+
     def _wait(self) -> None:
         """Until the model is loaded."""
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and self.alive:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_LOOK_SECONDS)
             with suppress(OSError, http.client.HTTPException):
                 connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
+                if connection.getresponse().status == 200 and self._is_ours():
                     return
             connection.close()
             time.sleep(0.02)
         raise RequestError(
             f"{self.loading.gguf}: llama.cpp does not load it{self._why()}", "give a whole GGUF that fits into memory"
         )
+
+    def _is_ours(self) -> bool:
+        """Whether who answers there knows our key and takes no other: no text goes to a stranger on the port."""
+        return self._status(self._key) == 200 and self._status("another") == 401
+
+    def _status(self, key: str) -> int:
+        reply = self._send("/tokenize", json.dumps({"content": ""}), key, _LOOK_SECONDS)
+        reply.read()
+        return reply.status
 
     def _why(self) -> str:
         """The last lines that the process wrote."""

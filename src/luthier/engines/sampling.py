@@ -10,6 +10,9 @@ import torch
 from luthier.engines.base import Sampling
 from luthier.errors import RequestError
 
+_COLDEST = 1e-30
+"""Below it the smallest numbers of float32 begin, and then 0, which nothing can be divided by."""
+
 
 class Chooser:
     """Chooses the tokens of one answer. The same seed draws the same tokens from the same logits on one device.
@@ -48,7 +51,8 @@ class Chooser:
 def probabilities(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """(V,) with what each token is drawn: temperature first, then the `top_k` likeliest, then of these the likeliest
     that together have `top_p` (Holtzman et al. 2020, arXiv 1904.09751); the likeliest token always stays."""
-    scaled_V = logits_V.float() / sampling.temperature
+    # From the likeliest on, which stays 0: a temperature near 0 makes the others -inf, and nothing inf - inf.
+    scaled_V = (logits_V.float() - logits_V.max()) / max(sampling.temperature, _COLDEST)
     count = min(sampling.top_k or len(scaled_V), len(scaled_V))
     if count == len(scaled_V) and sampling.top_p == 1:
         return torch.softmax(scaled_V, -1)

@@ -172,10 +172,14 @@ class _Sounds:
 
 def find_zone(stage: StageDir, scale: Scale) -> Zone | None:
     """Where the calibrated probabilities of a stage's borderline answers lie, as its predictions have them."""
+    rows = read_jsonl(stage.predictions) if stage.predictions.is_file() else []
     found = [
         float(row["p_pass_calibrated"])
-        for row in read_jsonl(stage.predictions)
-        if -scale.step - _HAIR < float(row["grade"]) - scale.pass_mark < _HAIR
+        for row in rows
+        # Stages of before calibration was recorded have no such probability, and some rows no grade.
+        if row.get("p_pass_calibrated") is not None
+        and row.get("grade") is not None
+        and -scale.step - _HAIR < float(row["grade"]) - scale.pass_mark < _HAIR
     ]
     if not found:
         return None

@@ -14,7 +14,7 @@ from typing import Any
 from luthier import __version__
 from luthier.console import say
 from luthier.errors import CheckpointError
-from luthier.exporting.kinds import Subject, base_name
+from luthier.exporting.kinds import Subject, base_name, is_place
 from luthier.files import MANIFEST, read_json, verify_folder, write_json, write_text
 from luthier.models import adapters, package
 from luthier.models.tokens import soft_prompt_names
@@ -46,7 +46,7 @@ def fill_adapter(subject: Subject, folder: Path, base: str = "") -> list[str]:
             shutil.copyfile(subject.stage.adapter / name, folder / name)
     name, note = base_name(subject, base)
     settings = read_json(subject.folder / adapters.CONFIG)
-    revision = subject.recipe.model.revision if not Path(subject.recipe.model.base).is_dir() else ""
+    revision = subject.recipe.model.revision if not is_place(subject.recipe.model.base) else ""
     settings |= {"base_model_name_or_path": name, "revision": settings.get("revision") or revision or None}
     write_json(folder / adapters.CONFIG, settings)
     notes = [note] if note else []
@@ -94,7 +94,14 @@ def write_card(
 
 
 def tell(out: Path, notes: list[str]) -> None:
-    """Say what was made, and what is to be known of it."""
+    """Say what was made, and what is to be known of it.
+
+    Whoever may read its manifest may read all of it: safetensors writes for its owner alone, whatever the umask, and a
+    container that runs as somebody else could not load the weights.
+    """
+    usual = (out / MANIFEST).stat().st_mode
+    for item in out.rglob("*.safetensors"):
+        item.chmod(usual)
     for note in notes:
         say(f"note: {note}")
     say(f"{out}: {sum(item.stat().st_size for item in out.rglob('*') if item.is_file()):,} bytes, sealed by {MANIFEST}")

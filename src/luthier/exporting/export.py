@@ -15,15 +15,18 @@ from luthier.console import say
 from luthier.exporting import receipt as receipts
 from luthier.exporting import verdict_receipt as verdicts
 from luthier.exporting.adapter import about, fill_adapter, tell, write_card
+from luthier.exporting.gguf_file import import_gguf
 from luthier.exporting.kinds import ExportRequest, Subject, open_subject
 from luthier.exporting.merged import Merged, merge, merged_dtype, refuse_merge, scratch_beside
 from luthier.exporting.receipt import Questions, Readings, compare, not_run
-from luthier.files import atomic_folder
+from luthier.files import atomic_folder, remove_leftovers
 from luthier.models.chat import load_tokenizer
 from luthier.models.text_base import tokenizer_digest
 from luthier.runtime.devices import Devices
 
 _SKIPPED = "left out: --no-receipt"
+_ABANDONED = 24 * 3600.0
+"""Seconds after which what a killed export left under a temporary name is removed by the next one to that place."""
 Forms = dict[str, dict[str, Any]]
 
 
@@ -35,6 +38,7 @@ def export(request: ExportRequest) -> dict[str, Any]:
     request.check()
     subject = open_subject(request.run, request.stage, request.checkpoint)
     out = request.place(subject)
+    remove_leftovers(out.parent, f"{out.name}-", seconds=_ABANDONED)
     if request.to == "space":
         from luthier.exporting.space import export_space
 
@@ -89,6 +93,8 @@ def _whole(request: ExportRequest, subject: Subject, out: Path) -> dict[str, Any
         refuse_adapter_gguf(request, subject)
     else:
         refuse_merge(subject, request.to)
+    if request.to != "merged":
+        import_gguf()  # better missed now than after the merge
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="luthier-export-") as scratch:
         adapter = Path(scratch) / "adapter"
@@ -147,6 +153,7 @@ def _fill_whole(
     try:
         made = merge(subject, adapter, place, asked, ours, dtype, request.allow_gap)
         forms["merged"] = _merged_form(made, ours)
+        notes += made.words.notes() if kept else []  # of a GGUF its own check tells
         tokenizer = load_tokenizer(str(place))
         if not kept:
             from luthier.exporting.gguf_export import fill_gguf
@@ -160,7 +167,7 @@ def _fill_whole(
 
 
 def _merged_form(made: Merged, ours: Readings) -> dict[str, Any]:
-    return {**compare(made.said, ours), "merge": made.as_json()}
+    return {**compare(made.said, ours), "merge": made.as_json(), "tokenizer": made.words.as_json()}
 
 
 def _relation(request: ExportRequest) -> str:

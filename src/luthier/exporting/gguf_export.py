@@ -100,7 +100,7 @@ def fill_adapter_gguf(
     """Write the adapter's own GGUF. For the receipt its base is written as a GGUF too, and not kept."""
     kind = request.type or "f16"
     settings = replace(subject.recipe.model, quantization="")
-    with tempfile.TemporaryDirectory(prefix=".tmp-base-", dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}-base-", dir=folder.parent) as scratch:
         base = load_text_base(settings)
         file = folder / gguf_name(subject, f"lora-{kind}")
         write_adapter_gguf(adapter, base.model.config, file, kind)

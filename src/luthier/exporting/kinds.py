@@ -11,7 +11,6 @@ from pathlib import Path
 from luthier.errors import RequestError
 from luthier.recipe import Recipe
 from luthier.recipe_model import DTYPES
-from luthier.recipefile import read_tree, resolve, stage_recipes
 from luthier.rundir import RunDir, StageDir, refuse_existing
 
 KINDS = ("adapter", "merged", "gguf", "ollama", "space")
@@ -119,24 +118,25 @@ class ExportRequest:
 
 def open_subject(path: Path, stage: str = "", checkpoint: str = "") -> Subject:
     """A finished stage of a run, or a checkpoint of it. Raises RequestError for one that is not there."""
+    from luthier.engines.finding import finished_stages
+
     run = RunDir.open(path)
-    stages = stage_recipes(resolve(read_tree(run.recipe), []))
-    finished = [name for name in stages if run.stage(name).finished]
-    name = stage or (finished[-1] if finished else "")
+    finished = {one.path.name: recipe for one, recipe in finished_stages(run)}
+    name = stage or list(finished)[-1]
     if name not in finished:
         raise RequestError(
-            f"{path}: stage {name or '(any)'} is not finished (finished: {', '.join(finished) or 'none'})",
+            f"{path}: stage {name} is not finished (finished: {', '.join(finished)})",
             "let the run finish, or name another --stage",
         )
     place = run.stage(name)
     if not checkpoint:
-        return Subject(run, name, stages[name], place.adapter)
+        return Subject(run, name, finished[name], place.adapter)
     known = sorted(item.name for item in place.checkpoints.glob("step-*"))
     if checkpoint not in known:
         raise RequestError(
             f"--checkpoint {checkpoint}: stage {name} has none of that name", f"choose of {', '.join(known) or 'none'}"
         )
-    return Subject(run, name, stages[name], place.checkpoints / checkpoint, int(checkpoint.removeprefix("step-")))
+    return Subject(run, name, finished[name], place.checkpoints / checkpoint, int(checkpoint.removeprefix("step-")))
 
 
 def named_subject(words: str) -> Subject:
@@ -148,12 +148,17 @@ def named_subject(words: str) -> Subject:
     return open_subject(Path(run or words), stage if run else "", checkpoint)
 
 
+def is_place(base: str) -> bool:
+    """Whether a base is named by a folder: also by one that is no longer there, whose path is nobody's business."""
+    return Path(base).is_absolute() or base.startswith((".", "~")) or Path(base).is_dir()
+
+
 def base_name(subject: Subject, given: str = "") -> tuple[str, str]:
     """(the name by which others find the base, what is to be said of it or "")."""
     base = subject.recipe.model.base
     if given:
         return given, ""
-    if not Path(base).is_dir():
+    if not is_place(base):
         toy = f"{base} is known to luthier alone: it has no weights on a hub" if base.startswith("toy:") else ""
         return base, toy
     return Path(base).name, (

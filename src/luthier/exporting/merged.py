@@ -9,13 +9,13 @@ packed weights without rounding it away. Models that judge are merged in `verdic
 from __future__ import annotations
 
 import gc
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from luthier.console import say
 from luthier.errors import LuthierError, RequestError
+from luthier.exporting.gguf_check import sample_texts
 from luthier.exporting.kinds import Subject
 from luthier.exporting.receipt import Questions, Readings, max_gap, read, reloaded
 from luthier.models import adapters, quantized
@@ -24,6 +24,7 @@ from luthier.models.load import DTYPES
 from luthier.runtime.devices import Devices
 
 SHARD = "4GB"
+TEXTS = 300
 LIMITS = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.5}
 """The largest logit gap that rounding explains: weights and activations of bfloat16 have 8 bits of precision, those of
 float16 have 11, and logits of published models reach some 30."""
@@ -37,9 +38,41 @@ class Merged:
     gap: float
     limit: float
     dtype: str
+    words: Words
 
     def as_json(self) -> dict[str, Any]:
+        """Of the receipt: the merge itself."""
         return {"gap": self.gap, "limit": self.limit, "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class Words:
+    """How texts are read by the tokenizer that plain transformers makes of a folder, beside the one trained with."""
+
+    loads_as: str
+    """Its class."""
+    texts: int
+    differ: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, trained: Any) -> Words:
+        """Some hundred texts through both: prose, code, numbers, many scripts, special tokens amid text."""
+        texts = sample_texts(TEXTS, list(trained.added_tokens_encoder))
+        read = ((one(text, verbose=False)["input_ids"] for one in (tokenizer, trained)) for text in texts)
+        return cls(type(tokenizer).__name__, len(texts), sum(here != there for here, there in read))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"loads_as": self.loads_as, "texts": self.texts, "read_otherwise": self.differ}
+
+    def notes(self) -> list[str]:
+        """What a reader of the export must know."""
+        if not self.differ:
+            return []
+        return [
+            f"transformers goes by the architecture and loads this tokenizer as {self.loads_as}, which reads "
+            f"{self.differ} of {self.texts} texts otherwise than in training; as in training: "
+            "PreTrainedTokenizerFast.from_pretrained(FOLDER)"
+        ]
 
 
 def refuse_merge(subject: Subject, to: str) -> None:
@@ -92,8 +125,8 @@ def merge(
     tokenizer.save_pretrained(str(out))
     model = None
     gc.collect()
-    said = read_merged(out, asked, dtype, ours)
-    found = Merged(said, max_gap(said, before), LIMITS[dtype] if allow_gap is None else allow_gap, dtype)
+    said, words = read_merged(out, asked, dtype, ours, tokenizer)
+    found = Merged(said, max_gap(said, before), LIMITS[dtype] if allow_gap is None else allow_gap, dtype, words)
     say(f"merged in float32, held in {dtype}: largest logit gap {found.gap:.3g} (limit {found.limit:g})")
     if not found.gap <= found.limit:
         raise LuthierError(
@@ -104,8 +137,11 @@ def merge(
     return found
 
 
-def read_merged(folder: Path, asked: Questions, dtype: str, reference: Readings) -> Readings:
-    """What a merged folder says when plain transformers loads it."""
+def read_merged(
+    folder: Path, asked: Questions, dtype: str, reference: Readings, trained: Any
+) -> tuple[Readings, Words]:
+    """What a merged folder says when plain transformers loads it, and how it reads texts beside `trained`, the
+    tokenizer of the adapter."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     devices = Devices(dtype)
@@ -115,7 +151,7 @@ def read_merged(folder: Path, asked: Questions, dtype: str, reference: Readings)
     found = read(model.eval(), tokenizer, asked, devices, reference)
     del model
     gc.collect()
-    return found
+    return found, Words.of(tokenizer, trained)
 
 
 def _ends(model: Any, tokenizer: Any) -> Any:
@@ -134,8 +170,8 @@ def _ends(model: Any, tokenizer: Any) -> Any:
 
 
 def scratch_beside(out: Path) -> Path:
-    """A folder beside `out` for weights that are not kept: as large as they are, they may not fit in /tmp."""
-    place = out.with_name(f".tmp-{out.name}-merged")
-    shutil.rmtree(place, ignore_errors=True)
+    """A folder beside `out`, a folder that is being filled, for weights that are not kept: as large as they are, they
+    may not fit in /tmp. Its name is that of `out` and more, so that both go together where a kill left them."""
+    place = out.with_name(f"{out.name}-merged")
     place.mkdir(parents=True)
     return place

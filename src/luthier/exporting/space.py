@@ -15,7 +15,7 @@ from typing import Any
 from luthier.console import say
 from luthier.errors import RequestError
 from luthier.exporting.adapter import about, tell
-from luthier.exporting.kinds import ExportRequest, Subject, base_name, named_subject
+from luthier.exporting.kinds import ExportRequest, Subject, base_name, is_place, named_subject
 from luthier.exporting.spacefiles import front_matter, requirements
 from luthier.exporting.spacemodels import chat_settings, ggufs, judges, name_of, sources
 from luthier.files import atomic_folder, write_json, write_text
@@ -119,8 +119,10 @@ def _base(request: ExportRequest, subject: Subject, folder: Path, kind: str, not
         )
     if kind == "gguf":
         return base_name(subject, request.base_name)[0]
-    if request.base_name or not (name.startswith("toy:") or local.is_dir()):
+    if request.base_name or not (name.startswith("toy:") or is_place(name)):
         return request.base_name or name
+    if is_place(name) and not local.is_dir():
+        raise RequestError(f"model.base: {local} is no longer there", "give --base-name ID, the base's name on the hub")
     place = folder / "base"
     if name.startswith("toy:"):
         from luthier.models.toys import write_toy

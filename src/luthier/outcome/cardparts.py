@@ -212,8 +212,15 @@ def receipt_part(receipt: Mapping[str, Any] | None) -> str:
         gap = form.get("max_logit_gap", form.get("max_p_gap"))
         shown = f"{gap:.3g}" if figures.finite(gap) else "–"
         rows.append(f"| {plain(name)} | {figures.count(count)} | {figures.count(differ)} | {shown} |")
+    read = [form["tokenizer"] for form in receipt.get("forms", {}).values() if "tokenizer" in form]
+    words = [
+        f"Transformers loads its tokenizer as {plain(one['loads_as'])}, which reads {one['read_otherwise']} of "
+        f"{one['texts']} texts otherwise than in training; `PreTrainedTokenizerFast.from_pretrained` reads them alike."
+        for one in read
+        if one["read_otherwise"]
+    ]
     kept = [f"{key.removesuffix('_sha256')} sha256 `{_code(str(receipt[key]))}`" for key in _HASHED if receipt.get(key)]
-    return "\n\n".join(["## Parity of its forms", "\n".join(rows), ", ".join(kept)])
+    return "\n\n".join(["## Parity of its forms", "\n".join(rows), *words, ", ".join(kept)])
 
 
 def limits_part(told: Told) -> str:

@@ -66,6 +66,11 @@ def find_endpoint(token_env: str = "") -> Endpoint:
     from huggingface_hub import constants, get_token
 
     url = constants.ENDPOINT.rstrip("/")
+    if "@" in urlsplit(url).netloc:
+        raise RequestError(
+            "publishing: HF_ENDPOINT has a name or password in it, which would be shown and written down",
+            "give the address alone, and the token in a variable (publish.token_env, --token-env)",
+        )
     if constants.is_offline_mode():
         raise RequestError("publishing: HF_HUB_OFFLINE is set, so nothing may be sent", "unset it, or do not publish")
     ours = url == DEFAULT_ENDPOINT or on_this_machine(url)

@@ -6,6 +6,7 @@ knows nothing of where the folder goes. What it shows of a find is masked.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -18,29 +19,38 @@ from pathlib import Path
 from luthier.errors import RequestError
 
 WEIGHTS = ".safetensors"
+_START = r"(?<![A-Za-z0-9])"
+"""Where a token may begin: also after an underscore, as in token_hf_..."""
 _KNOWN = {
-    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}\b",
-    "an OpenAI or Anthropic key": r"\bsk-(?=[\w-]{0,60}\d)[A-Za-z0-9_-]{20,}",
-    "an AWS access key": r"\b(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}\b",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})",
-    "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{20,}",
+    "a Hugging Face token": _START + r"(?:hf|api_org)_[A-Za-z0-9]{30,}",
+    "an OpenAI or Anthropic key": _START + r"sk-(?=[\w-]{0,60}\d)[A-Za-z0-9_-]{20,}",
+    "a Stripe key": _START + r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",
+    "a package index's token": _START + r"(?:npm_[A-Za-z0-9]{36}|pypi-AgE[A-Za-z0-9_-]{50,})",
+    "a bearer's token": r"(?i:\bBearer) {1,3}(?=[\w.-]{0,60}\d)[A-Za-z0-9._~+/-]{20,}",
+    "an AWS access key": _START + r"(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}\b",
+    "a GitHub token": _START + r"(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})",
+    "a GitLab token": _START + r"glpat-[A-Za-z0-9_-]{20,}",
     "a Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}|hooks\.slack\.com/services/T\w+/B\w+/\w+",
-    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}|\bya29\.[0-9A-Za-z_-]{20,}",
+    "a Google key": _START + r"AIza[0-9A-Za-z_-]{35}|\bya29\.[0-9A-Za-z_-]{20,}",
     "a signed web token (JWT)": r"\beyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
     "a password in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>]{1,99}:[^\s/@\"'<>]{3,199}@",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KNOWN.items()}
 _WORD = re.compile(
-    r"token|secret|passwd|password|passphrase|credential|api_?-?key|access_?-?key|[_-]key", re.IGNORECASE
+    r"token|secret|passwd|password|passphrase|credential|api_?-?key|(?:access|account)_?-?key|[_-]key", re.IGNORECASE
 )
 _BEFORE = re.compile(r"[\w.-]*\Z")
 _GIVEN = re.compile(
     r"(?P<rest>[\w.-]{0,40})[\"']?\s{0,9}(?:[:=]|=>)\s{0,9}[\"']?(?P<value>[A-Za-z0-9+/_=.~-]{16,4096})"
 )
 _ESCAPE = re.compile(r"\\(?=[^A-Za-z0-9\s])")
+_UNICODE = re.compile(r"\\u00([2-7][0-9a-fA-F])")
+"""A letter of ASCII as JSON may spell it."""
 _HARMLESS = re.compile(r"(sha\d*|digest|hash|commit|revision|oid|etag|md5)$", re.IGNORECASE)
-_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    r"(^|_)(TOKEN|PAT|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|(API|ACCESS|SECRET|PRIVATE)_?KEY)(_?\d+)?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,10 @@ def find_in_folder(folder: Path, environment: Mapping[str, str] = os.environ) ->
         name = path.relative_to(folder).as_posix()
         text = _header(path) if path.suffix == WEIGHTS else path.read_bytes().decode(errors="replace")
         if path.suffix == ".md":
-            text = _ESCAPE.sub("", text)
-        yield from find_in_text(text, name, secret)
+            text = html.unescape(_ESCAPE.sub("", text))
+        else:
+            text = _UNICODE.sub(lambda code: chr(int(code[1], 16)), text)
+        yield from find_in_text(f"{text}\n{name}", name, secret)
 
 
 def find_in_text(text: str, file: str, secret: Mapping[str, str] | None = None) -> Iterator[Find]:

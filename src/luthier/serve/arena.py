@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from shutil import make_archive
@@ -17,7 +17,7 @@ from typing import Any
 
 import gradio as gr
 
-from luthier.engines.base import ChatEngine, ChatRequest, Piece, Sampling
+from luthier.engines.base import ChatEngine, ChatRequest, Piece, Sampling, ServedModel
 from luthier.errors import DataError, RequestError
 from luthier.serve import look, talk
 from luthier.serve.answers import Answer, Answers, follow
@@ -45,7 +45,7 @@ Given = dict[Any, Any]
 def build_arena(services: Services, answers: Answers) -> None:
     """The page, inside the `gr.Blocks` that is being built."""
     look.page_head("Side by side", "Two models answer one prompt. You vote before you are told which is which.")
-    models = [model.id for model in services.chat.models()] if services.chat else []
+    models = services.chat.models() if services.chat else []
     if services.chat is None or len(models) < 2:
         look.absent(
             "Two chat models are needed for a vote, and there "
@@ -56,6 +56,16 @@ def build_arena(services: Services, answers: Answers) -> None:
     page = _Page(services, services.chat, answers, models)
     page.lay_out()
     page.wire()
+
+
+def first_pair(models: Sequence[ServedModel]) -> tuple[str, str]:
+    """Two models that differ: the first one beside another stage or run, or a base, before a checkpoint of its own.
+
+    A run's last checkpoint is often its final adapter, and would stand against itself.
+    """
+    first, *rest = models
+    others = [model for model in rest if (model.run, model.stage) != (first.run, first.stage)]
+    return first.id, (others or rest)[0].id
 
 
 def drawn_order(id: str, models: tuple[str, str]) -> tuple[str, str]:
@@ -95,12 +105,13 @@ def standings(store: Store) -> str:
 class _Page:
     """Components, and the functions behind them."""
 
-    def __init__(self, services: Services, engine: ChatEngine, answers: Answers, models: list[str]) -> None:
+    def __init__(self, services: Services, engine: ChatEngine, answers: Answers, models: Sequence[ServedModel]) -> None:
         self.services = services
         self.store = services.store
         self.engine = engine
         self.answers = answers
-        self.models = models
+        self.models = [model.id for model in models]
+        self.pair = first_pair(models)
         self.exports: deque[tempfile.TemporaryDirectory[str]] = deque(maxlen=8)
         """The folders of the last exports; one that falls out is removed."""
 
@@ -110,7 +121,7 @@ class _Page:
         with gr.Row():
             self.left, self.right = (
                 gr.Dropdown(self.models, value=model, label=label, filterable=False, min_width=280)
-                for model, label in zip(self.models, ("One model", "The other model"), strict=False)
+                for model, label in zip(self.pair, ("One model", "The other model"), strict=True)
             )
         with gr.Accordion("Settings of both", open=False), gr.Row():
             most = self.services.settings.limits.max_new_tokens

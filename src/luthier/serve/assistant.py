@@ -65,7 +65,7 @@ class _Page(Parts):
         def press(event: Any, function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
             event(look.guarded(function, self.line), inputs, outputs, **look.PRIVATE)
 
-        look.on_load(self.opened, {self.visitor}, everything)
+        look.on_load(look.guarded(self.opened, self.line), {self.visitor}, everything)
         press(self.send.click, self.sent, given, shown)
         press(self.box.submit, self.sent, given, shown)
         press(self.retry.click, self.retried, given, shown)
@@ -163,6 +163,8 @@ class _Page(Parts):
         found = found or Conversation(fresh_id(), owner)
         if self.answers.find(_key(found)):
             raise RequestError("the answer before is still being written", "wait, or stop it")
+        if picture:
+            self.store.media(picture)  # raises where it was forgotten meanwhile, with a chat that showed it too
         pictures: tuple[Part, ...] = (Part("image", media=picture),) if picture else ()
         place, kept = given[self.editing], found.messages
         if 0 <= place < len(kept):

@@ -92,8 +92,8 @@ class Parts:
                         "Add a picture", file_types=["image"], type="filepath", elem_id="picture"
                     )
                     self.drop = gr.Button("Remove the picture", visible=False)
+                    self.reads = gr.HTML("")
                 self.preview = gr.HTML("", visible=False)
-                self.reads = gr.HTML("")
                 self.mic = gr.Audio(
                     sources=["microphone"], type="filepath", label="Speak your question", elem_id="mic", buttons=[]
                 )

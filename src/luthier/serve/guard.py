@@ -140,7 +140,7 @@ class Guard:
             ask = () if path.startswith("/v1/") else (("www-authenticate", 'Basic realm="luthier", charset="UTF-8"'),)
             return Refusal(401, "key", "This server asks for its API key.", ask)
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length[:20]) > rules.body_cap(path):
+        if length.isdecimal() and int(length[:20]) > rules.body_cap(path):
             return too_large(rules.body_cap(path))
         if method not in _READING and not path.startswith("/v1/"):
             wait = self._pace.wait((scope.get("client") or ("",))[0])

@@ -1,18 +1,18 @@
 """The page Judge: one recorded answer with its verdict on a scale, or many at once as a table to keep.
 
 Knows buttons and verdicts; refuses to know how a verdict is come by. A recording is kept in memory for a while, so that
-it can be judged once more by another model or with another question; its file is removed when it is first read.
+it can be judged once more by another model or with another question after its file has gone.
 """
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
 from threading import Lock
+from time import sleep
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -185,7 +185,7 @@ class _Page:
         return model
 
     def _read(self, path: str) -> Recording:
-        """A file that the browser sent, decoded within bounds and removed."""
+        """A file that the browser sent, decoded within bounds."""
         name = shown(Path(path).name)
         try:
             return Recording(name, self.services.uploads.sound(taken(path), name).wave_L)
@@ -239,7 +239,7 @@ def _patient(function: Callable[[], T]) -> T:
         try:
             return function()
         except Busy as error:
-            time.sleep(min(error.retry_after, _LONGEST_PAUSE))
+            sleep(min(error.retry_after, _LONGEST_PAUSE))
     return function()
 
 

@@ -66,7 +66,8 @@ def mount_options() -> dict[str, Any]:
         button_large_text_weight="500",
         layout_gap="0.8rem",
     )
-    head = f'<meta name="color-scheme" content="light dark"><script>{asset("keys.js")}</script>'
+    head = f'<meta name="color-scheme" content="light dark"><style>{asset("frame.css")}</style>'
+    head += f"<script>{asset('keys.js')}</script>"
     charts = (resources.files("luthier.outcome") / "templates" / "chart.css.j2").read_text(encoding="utf-8")
     return {"theme": theme, "css": asset("look.css") + charts, "head": head, "footer_links": [], "run_history": False}
 

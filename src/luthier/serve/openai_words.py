@@ -44,6 +44,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
 }
 
+_MOST_TURNS, _MOST_PARTS = 10_000, 1_000
+"""A million empty ones fit into a body, and take seconds and gigabytes to look at; the server's own limits, which are
+lower, are told with a sentence."""
+
 
 class ApiError(Exception):
     """A refusal in OpenAI's form. `param` names what of the request is wrong, `code` is a word for programs."""
@@ -104,7 +108,9 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]]
+    content: list[Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]] = Field(
+        max_length=_MOST_PARTS
+    )
 
     @field_validator("content", mode="before")
     @classmethod
@@ -122,7 +128,7 @@ class ChatAsked(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     model: str
-    messages: list[Turn] = Field(min_length=1)
+    messages: list[Turn] = Field(min_length=1, max_length=_MOST_TURNS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from luthier.engines.finding import run_recipes
+from luthier.engines.finding import names_apart, run_recipes
 from luthier.errors import LuthierError
 from luthier.files import read_json
 from luthier.outcome import figures
@@ -30,7 +30,7 @@ class ListedRun:
     key: str
     run: RunDir
     name: str
-    """The folder's."""
+    """The folder's, with as much of what is above it as tells it from the others: as models are called."""
     kind: str
     """The recipe's task.kind."""
     stages: tuple[str, ...]
@@ -56,22 +56,23 @@ def find_runs(given: Sequence[Path], watched: Path | None) -> list[ListedRun]:
     folders = dict.fromkeys(path.resolve() for path in given)
     if watched is not None:
         folders |= dict.fromkeys(_below(watched.resolve()))
-    found = [listed(folder) for folder in list(folders)[:_MOST_RUNS]]
+    shown = list(folders)[:_MOST_RUNS]
+    found = [listed(folder, name) for folder, name in zip(shown, names_apart(shown), strict=True)]
     return sorted(found, key=lambda one: (one.created, one.name), reverse=True)
 
 
-def listed(folder: Path) -> ListedRun:
-    """One run as its records have it now."""
+def listed(folder: Path, name: str) -> ListedRun:
+    """One run, called `name`, as its records have it now."""
     run, key = RunDir(folder), sha256(os.fsencode(folder)).hexdigest()[:12]
     try:
         manifest, (kind, stages) = run.read_manifest(), _told_by_recipe(run)
         done = tuple(name for name in stages if run.stage(name).finished)
         status = "running" if run.held else _ENDS.get(str(manifest.get("status")), "interrupted")
         created, headline = str(manifest.get("created", "")), _headline(run, stages)
-        return ListedRun(key, run, folder.name, kind, stages, done, status, created, headline)
+        return ListedRun(key, run, name, kind, stages, done, status, created, headline)
     except (OSError, ValueError, AttributeError, LuthierError) as error:
         what = error.message if isinstance(error, LuthierError) else type(error).__name__
-        return ListedRun(key, run, folder.name, "", (), (), "unreadable", "", _short(what))
+        return ListedRun(key, run, name, "", (), (), "unreadable", "", _short(what))
 
 
 def _below(folder: Path) -> Iterator[Path]:

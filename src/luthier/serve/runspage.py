@@ -18,6 +18,11 @@ import gradio as gr
 
 from luthier.errors import RequestError
 from luthier.outcome import figures
+from luthier.outcome.compare import Scored, compare
+from luthier.outcome.comparepage import write_comparison
+from luthier.outcome.comparing.pairs import Drawing
+from luthier.outcome.comparing.probe import default_probe, recorded_losses
+from luthier.outcome.comparing.runrecords import open_runs
 from luthier.outcome.livefigures import LiveFigures
 from luthier.serve import look
 from luthier.serve.runlist import ListedRun, find_runs
@@ -166,23 +171,24 @@ class _Curves:
 
 
 def compared_page(runs: list[Path]) -> bytes:
-    """The page of `luthier compare` for two runs, where their records do without a model.
+    """The page of `luthier compare` for two runs, from their records alone: no model is loaded here.
 
-    Raises RequestError for runs that cannot be compared.
+    Raises RequestError for runs that cannot be compared so.
     """
-    from luthier.compareverbs import CompareRequest, compare
-    from luthier.outcome.comparing.probe import default_probe
-    from luthier.outcome.comparing.runrecords import open_runs
-
     found = open_runs(runs)
-    if found[0].kind == "chat" and not default_probe(found).recorded:
-        raise RequestError(
-            "these runs held out different rows, so that their models would have to be loaded",
-            "use `luthier compare` in a terminal",
-        )
+    scored = None
+    if found[0].kind == "chat":
+        probe = default_probe(found)
+        if not probe.recorded:
+            raise RequestError(
+                "these runs held out different rows, so that their models would have to be loaded",
+                "use `luthier compare` in a terminal",
+            )
+        scored = Scored(probe, recorded_losses(probe, found))
+    drawn = compare(found, scored, Drawing()) | {"answers": [], "votes": None}
     with tempfile.TemporaryDirectory(prefix="luthier-compare-") as folder:
         page = Path(folder) / "compare.html"
-        compare(CompareRequest(runs, out=page))
+        write_comparison(page, drawn, found)
         return page.read_bytes()
 
 

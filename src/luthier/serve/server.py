@@ -130,6 +130,7 @@ def serve(settings: ServeSettings, ready: Callable[[str, Services], None], *, pa
                 app,
                 log_level="warning",
                 access_log=False,
+                proxy_headers=False,  # else whoever is on this machine names the address by which events are counted
                 server_header=False,
                 limit_concurrency=_MOST_CONNECTIONS,
                 timeout_graceful_shutdown=_SECONDS_TO_END,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ class Services:
     reports: Reports = field(default_factory=Reports)
 
     def close(self) -> None:
-        """Give back what the parts hold."""
-        for part in (self.waiting, self.chat, self.verdict, self.speech, self.uploads, self.store):
-            if part is not None:
-                part.close()
+        """Give back what the parts hold, the queue first; one that fails keeps no other from it."""
+        with ExitStack() as closing:
+            for part in (self.store, self.uploads, self.speech, self.verdict, self.chat, self.waiting):
+                if part is not None:
+                    closing.callback(part.close)

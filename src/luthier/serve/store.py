@@ -26,6 +26,8 @@ from luthier.outcome.statistics import Estimate, Vote, bradley_terry, first_posi
 from luthier.schema import Message, canonical
 
 Choice = Literal["first", "second", "tie", "both_bad"]
+_BUSY_SECONDS = 10.0
+"""How long another process is waited for."""
 CHOICES: tuple[Choice, ...] = ("first", "second", "tie", "both_bad")
 _MIGRATIONS = (
     """
@@ -125,7 +127,7 @@ class Store:
         self._lock = threading.RLock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=10, check_same_thread=False, isolation_level=None)
+            self._file = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None)
         except (OSError, sqlite3.OperationalError) as error:
             raise DiskError(
                 f"{path}: cannot be opened: {error}", "name a file that can be written (--store)"
@@ -138,7 +140,8 @@ class Store:
 
     def _prepare(self) -> None:
         with self._guarded():
-            for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            self._keep_journal()
+            for setting in ("synchronous=FULL", "foreign_keys=ON"):
                 self._file.execute(f"PRAGMA {setting}")
             found = self._file.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
@@ -155,6 +158,18 @@ class Store:
                 for statement in filter(str.strip, script.split(";")):
                     self._file.execute(statement)
             self._file.execute(f"PRAGMA user_version={len(_MIGRATIONS)}")
+
+    def _keep_journal(self) -> None:
+        """Of several that begin a new file together SQLite refuses all but one here at once, whatever the timeout."""
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._file.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Give the file back; what was in the journal beside it is written into it."""
@@ -184,11 +199,11 @@ class Store:
             file.execute("BEGIN IMMEDIATE")
             try:
                 yield file
+                file.execute("COMMIT")
             except BaseException:
-                if file.in_transaction:
+                if file.in_transaction:  # after a COMMIT that failed too: it would stand in the way of every later one
                     file.execute("ROLLBACK")
                 raise
-            file.execute("COMMIT")
 
     def _all(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._guarded() as file:

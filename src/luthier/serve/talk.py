@@ -10,6 +10,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from luthier.errors import LuthierError
 from luthier.schema import Message, Part
 from luthier.serve import look
 from luthier.serve.store import Conversation
@@ -64,7 +65,7 @@ def transcript(talk: Conversation | None, picture: Picture, writing: str | None 
 
 def _turn(message: Message, picture: Picture, place: int | None) -> str:
     shown = [
-        f'<img class="pic" alt="The picture that was sent" src="{picture(part.media)}">'
+        _picture(part.media, picture)
         if part.media
         else (look.markdown if message.role == "assistant" else look.exact)(part.text or "")
         for part in message.content
@@ -73,6 +74,14 @@ def _turn(message: Message, picture: Picture, place: int | None) -> str:
     if message.role == "user" and place is not None:
         edit = f'<button type="button" class="small" data-turn="{place}" aria-label="Edit this question">Edit</button>'
     return f'<div class="turn {message.role}"><h3>{_NAMES[message.role]}{edit}</h3>{"".join(shown)}</div>'
+
+
+def _picture(reference: str, picture: Picture) -> str:
+    """A picture, or why it cannot be shown: the conversation is read all the same."""
+    try:
+        return f'<img class="pic" alt="The picture that was sent" src="{picture(reference)}">'
+    except LuthierError as error:
+        return look.sentence(error)
 
 
 def as_jsonl(talk: Conversation, picture: Picture) -> bytes:

@@ -82,10 +82,13 @@ class Waiting:
         self._closed = False
 
     def call(self, session: str, function: Callable[[], T]) -> T:
-        """What the function returns, once its turn has come. Raises Busy at once, or what the function raises."""
+        """What the function returns, once its turn has come. Raises Busy at once, or what the function raises; Busy
+        too where the queue is closed meanwhile."""
         with closing(self.stream(session, lambda: [function()])) as held:
-            (value,) = held  # to its end: the place is free when this returns
-            return value
+            values = list(held)  # to its end: the place is free when this returns
+        if not values:
+            raise Busy("the server is stopping", "stopping", 1)
+        return values[0]
 
     def stream(self, session: str, make_iterator: Callable[[], Iterable[T]], gone: Event | None = None) -> Held[T]:
         """What the iterator yields, once its turn has come; its place is held until it ends or is closed or dropped.

@@ -120,7 +120,7 @@ def microphone(target: gr.Textbox) -> None:
 def talk_tab(temperature: gr.Slider) -> None:
     model = gr.Dropdown(ENGINE.models, value=ENGINE.models[0], label="Model")
     chat = gr.Chatbot(label="Conversation", height=420, allow_tags=False, feedback_options=None, buttons=["copy"])
-    question = gr.Textbox(label="Question", lines=2, max_length=MOST_CHARS, placeholder="Ask something")
+    question = gr.Textbox(label="Question", lines=1, max_lines=10, max_length=MOST_CHARS, placeholder="Ask something")
     with gr.Row():
         sending = gr.Button("Send", variant="primary")
         stopping, clearing = gr.Button("Stop"), gr.Button("New conversation")
@@ -135,14 +135,15 @@ def talk_tab(temperature: gr.Slider) -> None:
 
 def side_by_side_tab(temperature: gr.Slider) -> None:
     names = ENGINE.models
-    question = gr.Textbox(label="Question for both", lines=2, max_length=MOST_CHARS)
+    question = gr.Textbox(label="Question for both", lines=1, max_lines=10, max_length=MOST_CHARS)
     asking = gr.Button("Ask both", variant="primary")
     with gr.Row():
         picked = [gr.Dropdown(names, value=names[i], label=f"Model {'AB'[i]}") for i in range(2)]
     with gr.Row():
         said = [gr.Textbox(label=f"Answer {'AB'[i]}", lines=8, interactive=False) for i in range(2)]
     microphone(question)
-    asking.click(both, [question, *picked, temperature], said, **MODEL, **PRIVATE)
+    for event in (asking.click, question.submit):
+        event(both, [question, *picked, temperature], said, **MODEL, **PRIVATE)
 
 
 def build() -> gr.Blocks:

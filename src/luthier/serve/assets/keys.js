@@ -6,3 +6,7 @@ addEventListener("keydown", (event) => {
   const button = document.querySelectorAll(".votes button")[place];
   if (button && !button.disabled) button.click();
 });
+// Gradio opens a list again on the very Tab that leaves it, and it would stay open over the page.
+addEventListener("keydown", (event) => {
+  if (event.key === "Tab" && event.target.matches?.("[role=combobox]")) event.stopImmediatePropagation();
+}, true);
