@@ -20,7 +20,7 @@ from luthier.serve.pagefiles import taken
 from luthier.serve.services import Services
 from luthier.serve.store import Conversation
 from luthier.serve.waiting import Waiting
-from support.browser import chromium, needs_chromium, open_page, overflow, served
+from support.browser import WIDTHS, chromium, needs_chromium, open_page, overflow, served
 from support.fakeserve import FakeChat, fake_services, png, tone, wav
 
 pytestmark = needs_chromium
@@ -252,6 +252,10 @@ def test_the_page_fits_and_can_be_worked_with_keys_alone(address: str, browser: 
     page, seen = open_page(browser, address, width)
     page.wait_for_timeout(500)
     assert overflow(page) <= 0
+    named = page.evaluate("() => getComputedStyle(document.querySelector('nav'), '::before').display != 'none'")
+    assert named == (width > 640)  # Gradio confines rules of media queries to its middle: frame.css goes round that
+    microphone = page.get_by_role("button", name="Record").bounding_box()
+    assert microphone["y"] < WIDTHS[width]  # seen without scrolling
     names = []
     for _ in range(40):
         page.keyboard.press("Tab")
