@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import inspect
+import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
@@ -105,7 +106,7 @@ def typed(value: Any) -> str:
 
 
 def guarded(function: Callable[..., Any], line: Any) -> Callable[..., Any]:
-    """The same function for an event, with what it refuses told in `line`, a component for `said`."""
+    """The same function for an event, with refusals and faults told in `line`, a component for `said`."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -114,6 +115,8 @@ def guarded(function: Callable[..., Any], line: Any) -> Callable[..., Any]:
                 yield from function(*given, **more)
             except LuthierError as error:
                 yield {line: sentence(error)}
+            except Exception:
+                yield {line: sentence(_fault(function))}
 
         return stream
 
@@ -123,8 +126,16 @@ def guarded(function: Callable[..., Any], line: Any) -> Callable[..., Any]:
             return function(*given, **more)
         except LuthierError as error:
             return {line: sentence(error)}
+        except Exception:
+            return {line: sentence(_fault(function))}
 
     return call
+
+
+def _fault(function: Callable[..., Any]) -> LuthierError:
+    """What a page says of a fault of ours, whose traceback goes to the log: it may name files."""
+    logging.getLogger(__name__).exception("a page's event failed: %s", function.__name__)
+    return LuthierError("something failed in the server, which is not your doing", "look into its log, or try again")
 
 
 def page_head(title: str, lead: str) -> None:
