@@ -17,6 +17,8 @@ from support.children import OFFLINE, ROOT, Luthier, environment
 # Sums depend on how many threads share them, and tests compare bits with children, which have one. torch reads this
 # when it is imported, which is after this file.
 os.environ["OMP_NUM_THREADS"] = OFFLINE["OMP_NUM_THREADS"]
+# A shell has what it starts in the background ignore ctrl-C, and children of tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says who else had the processor.
 settings.register_profile("no deadline", deadline=None)

@@ -4,6 +4,7 @@ import base64
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -176,11 +177,12 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_its_length_is_said(u
 
 def test_bodies_together_are_bounded_too(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BYTES_AT_ONCE", 3 * 2**20)
-    go = threading.Event()
+    sent, go = threading.Event(), threading.Event()
 
     def slow(whole: bytes) -> Iterator[bytes]:
         yield whole[: 2 * 2**20]
-        assert go.wait(10)
+        sent.set()
+        assert go.wait(30)
         yield whole[2 * 2**20 :]
 
     with running(create_server(services, pages=False)) as url:
@@ -188,7 +190,9 @@ def test_bodies_together_are_bounded_too(services: Services, monkeypatch: pytest
         whole = json.dumps(CHAT).encode() + b" " * (2 * 2**20)
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(httpx.post, path, content=slow(whole), headers={"content-type": "application/json"})
-            for _ in range(200):  # until the first one's bytes are there
+            assert sent.wait(20)
+            time.sleep(0.3)  # what lies in the socket is read, or the second one could be there before it
+            for _ in range(50):
                 second = httpx.post(path, content=whole, headers={"content-type": "application/json"})
                 if second.status_code == 503:
                     break

@@ -12,7 +12,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import uvicorn
@@ -138,12 +138,11 @@ def serve(settings: ServeSettings, ready: Callable[[str, Services], None], *, pa
             server = _Server(config)
             server.waiting = services.waiting
             ready(_address(settings.host, listening), services)
-            try:
+            with suppress(KeyboardInterrupt):  # raised again by uvicorn once it has ended in peace
                 server.run(sockets=[listening])
-            except KeyboardInterrupt:  # raised again by uvicorn once it has ended in peace: this is how one ends it
-                say("luthier: stopped")
             if not server.started:
                 raise LuthierError("serve: the server did not start", "see the lines above")
+            say("luthier: stopped")
         finally:
             services.close()
 
