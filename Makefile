@@ -14,7 +14,7 @@ test: .venv/ready
 	$(PYTEST)
 
 test-all: .venv/ready
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow" --hypothesis-profile=new
 
 check: .venv/ready
 	$(BIN)/ruff format --check src tests benchmarks

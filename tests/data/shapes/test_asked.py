@@ -67,3 +67,10 @@ def test_a_content_name_hangs_on_what_is_asked_and_not_on_the_answer() -> None:
     ]
     assert len({content_name(one) for one in (asked, *others)} | {content_name(asked, ["sha256:0"])}) == 5
     assert told_apart(["a", "b", "a"], ["1", "2", "3"]) == ["a (1)", "b", "a (3)"]
+
+
+@pytest.mark.parametrize("named", [1, "A", {"a": 1}, None])
+def test_names_of_options_that_are_no_list_are_none(named: object) -> None:
+    found = shaped({"question": "which?", "choices": {"text": ["x", "y"], "label": named}, "answer": "x"})
+    assert found is not None
+    assert found.options == ("x", "y")

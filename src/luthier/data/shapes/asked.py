@@ -253,7 +253,8 @@ def _choices(value: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
         value = written_list(value)
     labels: list[Any] = []
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
-        labels, value = value.get("label") or [], value["text"]
+        named = value.get("label")
+        labels, value = named if isinstance(named, list) else [], value["text"]
     elif isinstance(value, Mapping):
         labels, value = list(value), list(value.values())
     elif isinstance(value, list | tuple) and value and all(isinstance(cell, Mapping) for cell in value):
