@@ -166,14 +166,12 @@ def refused(uploads: Uploads, kind: str, data: bytes, name: str) -> MediaError:
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_a_hostile_recording_is_refused_with_a_sentence(name: str, uploads: Uploads) -> None:
-    error = refused(uploads, "sound", SOUNDS[name], name)
-    print(error.detail)
+    assert refused(uploads, "sound", SOUNDS[name], name).reason in REASONS
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_hostile_picture_is_refused_with_a_sentence(name: str, uploads: Uploads) -> None:
-    error = refused(uploads, "picture", PICTURES[name], name)
-    print(error.detail)
+    assert refused(uploads, "picture", PICTURES[name], name).reason in REASONS
 
 
 def test_a_bomb_behind_a_small_header_fills_its_picture_and_no_more(uploads: Uploads) -> None:
