@@ -21,7 +21,7 @@ READOUTS = ("tokens", "head", "ordinal")
 KINDS = ("verdict", "chat", "exam")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 _OF_VERDICTS = (
-    "model.builtin_adapter model.train_encoder model.train_projector model.learned_tokens learned_tokens "
+    "model.builtin_adapter model.learned_tokens learned_tokens "
     "task.instruction task.answers task.scale task.event task.target task.readout task.mass_weight "
     "task.ranking_weight evaluate.deafness_test"
 ).split()
@@ -31,7 +31,7 @@ _UNREAD = {
     "verdict": (
         "model.quantization model.added_tokens train.micro_batch_tokens train.truncation train.label_smoothing "
         "train.torch_compile evaluate.validation_rows evaluate.samples evaluate.sample_tokens evaluate.exams "
-        "evaluate.examine evaluate.examine_every evaluate.choose_by"
+        "evaluate.examine evaluate.examine_every evaluate.choose_by model.lora.parts"
     ).split(),
 }
 """Keys that a task does not read, with all that is below them."""

@@ -112,6 +112,54 @@ class Limits:
     """A recording whose largest absolute sample is below this is silent."""
     maximum_pixels: int = 64_000_000
     """A picture of more pixels is dropped before it is decoded."""
+    maximum_video_seconds: float = 600.0
+    """A longer video is dropped."""
+
+
+@dataclass
+class Frames:
+    """Which frames of a video are looked at."""
+
+    by: str = "rate"
+    """rate (so many a second), count (so many, evenly spread), or scene (the middle frame of each shot)."""
+    rate: float = 1.0
+    """Frames a second, for `rate`; of a video of changing rate the frame that is shown at each moment."""
+    count: int = 8
+    """For `count`."""
+    threshold: float = 27.0
+    """For `scene`: how much the content must change (PySceneDetect's ContentDetector)."""
+    maximum: int = 64
+    """At most so many; where there would be more they are spread evenly over the video."""
+    sound: bool = False
+    """Whether the sound track is heard too, where the base hears."""
+
+
+@dataclass
+class Augmentation:
+    """How training rows' pictures and sound are changed, anew in each epoch; drawn by (seed, epoch, row id). 0: not."""
+
+    crop: float = 0.0
+    """The largest share of a picture's area that may be cut away; what is left has the size of the whole."""
+    flip: bool = False
+    """Mirror half of the pictures; only where no text is to be read in them."""
+    colour: float = 0.0
+    """Brightness, contrast and saturation change by at most this share."""
+    noise: float = 0.0
+    """Standard deviation of the noise that is added, as a share of the range of a pixel, or of a recording's level."""
+    speed: float = 0.0
+    """Recordings are played faster or slower by at most this share (and so higher or lower)."""
+    gain: float = 0.0
+    """Recordings are made louder or softer by at most so many decibels."""
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether pictures change."""
+        return bool(self.crop or self.flip or self.colour or self.noise)
+
+    @property
+    def of_sound(self) -> bool:
+        """Whether recordings change."""
+        return bool(self.noise or self.speed or self.gain)
 
 
 @dataclass
@@ -171,6 +219,8 @@ class DataConfig:
     """Share of the groups of the training sources set aside as a test split when the table is built."""
     columns: Columns = field(default_factory=Columns)
     limits: Limits = field(default_factory=Limits)
+    frames: Frames = field(default_factory=Frames)
+    augment: Augmentation = field(default_factory=Augmentation)
     steps: list[Any] = field(default_factory=list)
     """Names of steps, each a name or `{name: {parameter: value}}`; docs/steps.md lists them."""
     duplicates: Duplicates = field(default_factory=Duplicates)
@@ -203,7 +253,8 @@ def data_problems(data: DataConfig, kind_of_task: str) -> list[str]:
         found.append("data.test_fraction: must be in 0..0.9 and leave rows to train on beside validation_fraction")
     for name, source in data.sources.items():
         found += _source_problems(f"data.sources.{name}", source)
-    return found + _limits_problems(data.limits) + _duplicates_problems(data) + _mix_problems(data)
+    found += _limits_problems(data.limits) + _media_problems(data.frames, data.augment)
+    return found + _duplicates_problems(data) + _mix_problems(data)
 
 
 def _source_problems(where: str, source: Source) -> list[str]:
@@ -237,6 +288,21 @@ def _limits_problems(limits: Limits) -> list[str]:
         found.append(
             f"data.limits.minimum_seconds: {limits.minimum_seconds} is above maximum_seconds ({limits.maximum_seconds})"
         )
+    return found
+
+
+def _media_problems(frames: Frames, augment: Augmentation) -> list[str]:
+    found = []
+    if frames.by not in ("rate", "count", "scene"):
+        found.append(f"data.frames.by: {frames.by!r} is not rate, count or scene")
+    for name in ("rate", "count", "threshold", "maximum"):
+        if not getattr(frames, name) > 0:
+            found.append(f"data.frames.{name}: must be above 0")
+    for name in ("crop", "colour", "noise", "speed"):
+        if not 0 <= getattr(augment, name) < 1:
+            found.append(f"data.augment.{name}: {getattr(augment, name)} is outside 0..1")
+    if augment.gain < 0:
+        found.append("data.augment.gain: must not be below 0")
     return found
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 TUNINGS = ("lora", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("", "nf4", "int8")
+PARTS = ("language", "projector", "encoder")
 
 
 @dataclass
@@ -25,6 +26,9 @@ class LoraSettings:
     """Dropout on the adapter's input."""
     target_modules: str = ""
     """A regular expression over module names, or all-linear; empty takes the family's anchored decoder pattern."""
+    parts: list[str] = field(default_factory=lambda: ["language"])
+    """Chat: which parts of a base that sees or hears get adapters: language, projector, encoder. What is in none of
+    parts, train_encoder and train_projector stays frozen."""
     use_rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski 2023, arXiv 2312.03732)."""
     use_dora: bool = False
@@ -68,9 +72,10 @@ class ModelConfig:
     at learned_tokens.learning_rate."""
     learned_tokens: LearnedTokens = field(default_factory=LearnedTokens)
     train_encoder: bool = False
-    """With lora: tune the sound encoder too (every weight of it)."""
+    """Tune the encoder of pictures or sound too (every weight of it). With tuning: full chats need it as well, or the
+    encoder stays frozen."""
     train_projector: bool = False
-    """With lora: tune the projector between encoder and decoder too."""
+    """Tune the projector between encoder and decoder too (every weight of it)."""
     max_tokens: int = 2048
     """Rows that are longer are dropped and counted (chat: see train.truncation)."""
 
@@ -95,6 +100,9 @@ def model_problems(model: ModelConfig) -> list[str]:
             f"model.train_encoder and model.train_projector: with {model.dtype} both or neither (float32 and "
             f"{model.dtype} modules would meet)"
         )
+    strangers = [part for part in model.lora.parts if part not in PARTS]
+    if strangers or not model.lora.parts:
+        found.append(f"model.lora.parts: {model.lora.parts} is not a list of {', '.join(PARTS)}")
     if model.lora.r < 1:
         found.append(f"model.lora.r: {model.lora.r} is below 1")
     if model.lora.alpha <= 0:

@@ -65,6 +65,15 @@ def check_picture(data: bytes, limits: Limits) -> tuple[int, int]:
         return image.size if orientation < 5 else (image.height, image.width)
 
 
+def picture_size(data: bytes, limits: Limits) -> tuple[int, int]:
+    """Width and height as shown, by the header where it tells them. Raises as `check_picture`."""
+    file = read_picture_file(data)
+    if not file.width:
+        return check_picture(data, limits)
+    _check_size(file.width, file.height, file.kind, limits)
+    return (file.width, file.height) if file.orientation < 5 else (file.height, file.width)
+
+
 def load_picture(data: bytes, limits: Limits) -> Image.Image:
     """The picture upright in RGB, 8 bits a channel; of an animation the first frame. Raises as `check_picture`.
 

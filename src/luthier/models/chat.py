@@ -167,12 +167,9 @@ def load_tokenizer(base: str, revision: str = "") -> Any:
     Raises RequestError for an unknown toy, SourceError for a base that cannot be reached or read.
     """
     if base.startswith("toy:"):
-        from luthier.models import toys
-        from luthier.models.toy_tokenizer import load_tokenizer as load_toy
+        from luthier.models.toys import toy_tokenizer
 
-        if base not in toys.TOYS:
-            raise RequestError(f"{base}: no such toy", f"choose one of {', '.join(sorted(toys.TOYS))}")
-        tokenizer = load_toy()
+        tokenizer = toy_tokenizer(base)
         tokenizer.name_or_path = base
         return tokenizer
     from transformers import AutoTokenizer

@@ -7,6 +7,7 @@ adapters or rows, and never looks at the network.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class Toy:
     size: ToySize
     build: Builder
     hears: bool
+    sight: str = ""
+    """The module of its eyes' twin, with `build` and `tokenizer`, for families that see."""
 
 
 def build_toy(
@@ -81,7 +84,7 @@ def build_sized(
     toy: Toy, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Phi4MultimodalFeatureExtractor | None]:
     """Build a twin of any size; otherwise as `build_toy`."""
-    tokenizer = load_tokenizer()
+    tokenizer = _tokenizer_of(toy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = toy.build(toy.size, tokenizer).float().eval()
@@ -97,6 +100,16 @@ def write_toy(name: str, folder: Path, seed: int = 0) -> None:
     for part in (model, tokenizer, extractor):
         if part is not None:
             part.save_pretrained(str(folder))
+
+
+def toy_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a twin with the media tokens and the chat template of its family. Raises RequestError."""
+    return _tokenizer_of(_find(name))
+
+
+def _tokenizer_of(toy: Toy) -> PreTrainedTokenizerFast:
+    found: PreTrainedTokenizerFast = importlib.import_module(toy.sight).tokenizer() if toy.sight else load_tokenizer()
+    return found
 
 
 def _find(name: str) -> Toy:
@@ -167,6 +180,17 @@ def _decoder(model_type: str, **facts: Any) -> Builder:
     return build
 
 
+def _seeing(module: str, model_type: str) -> Toy:
+    """A twin that sees: `build(model_type, tokenizer)` of its family's module makes the model."""
+    where = f"luthier.models.senses.{module}"
+
+    def build(_size: ToySize, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+        model: PreTrainedModel = importlib.import_module(where).build(model_type, tokenizer)
+        return model
+
+    return Toy(ToySize(), build, hears=False, sight=where)
+
+
 HEAD_WIDTH = ToySize().hidden_size // ToySize().num_attention_heads
 """For families whose heads have a width of their own, by default that of the big sister."""
 WINDOW = 48
@@ -213,5 +237,13 @@ TOYS: dict[str, Toy] = {
         hears=False,
     ),
     "toy:mistral": Toy(ToySize(), _decoder("mistral", sliding_window=WINDOW, tie_word_embeddings=False), hears=False),
+    "toy:qwen2-vl": _seeing("toy_qwen_vl", "qwen2_vl"),
+    "toy:qwen2.5-vl": _seeing("toy_qwen_vl", "qwen2_5_vl"),
+    "toy:qwen3-vl": _seeing("toy_qwen_vl", "qwen3_vl"),
+    "toy:gemma3-vision": _seeing("toy_gemma3", "gemma3"),
+    "toy:smolvlm": _seeing("toy_idefics3", "smolvlm"),
+    "toy:idefics3": _seeing("toy_idefics3", "idefics3"),
+    "toy:llava-onevision": _seeing("toy_llava_onevision", "llava_onevision"),
+    "toy:phi3-vision": _seeing("toy_phi3_vision", "phi3_v"),
 }
 """Every twin by name."""
