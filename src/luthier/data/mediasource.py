@@ -6,18 +6,23 @@ picture), `sha256:HEX#sound` its sound track. Knows bounds and sampling; refuses
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from luthier.data.media import load_audio
 from luthier.data.pictures import load_picture, picture_size
+from luthier.data.video import Film, load_video
+from luthier.errors import MediaError
 from luthier.recipe_data import Frames, Limits
 from luthier.schema import PartType
+
+__all__ = ["Facts", "Film", "MediaSource"]
+
+_FILMS = 2
+"""Videos whose frames stay in memory: each at most `video.MEMORY`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +40,6 @@ class Facts:
     """Whether a video has a sound track that is wanted (data.frames.sound)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Film:
-    """A video as it is read: some of its frames (RGB, upright, of one size), and its sound where that is wanted."""
-
-    frames: tuple[Image.Image, ...]
-    seconds: tuple[float, ...]
-    """When each frame is shown, from the beginning."""
-    duration: float
-    sound: NDArray[np.float32] | None = None
-    """(samples,) at 16 kHz, mono."""
-
-
 @dataclass(frozen=True)
 class MediaSource:
     """The media of a table. `data` gives the original bytes behind a reference without its `#...`."""
@@ -54,15 +47,54 @@ class MediaSource:
     data: Callable[[str], bytes]
     limits: Limits
     frames: Frames
+    _films: OrderedDict[str, Film] = field(default_factory=OrderedDict, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without films and lock: worker processes have their own."""
+        return {"data": self.data, "limits": self.limits, "frames": self.frames}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in (state | {"_films": OrderedDict(), "_lock": threading.Lock()}).items():
+            object.__setattr__(self, name, value)
 
     def facts(self, kind: PartType, reference: str) -> Facts:
         """What is known of a medium, without its pixels where its header tells. Raises MediaError."""
+        if kind == "video":
+            film = self.load("video", reference)
+            width, height = film.frames[0].size
+            return Facts("video", width, height, seconds=film.seconds, sound=film.sound is not None)
+        whole, _, part = reference.partition("#")
+        if kind == "image" and part:
+            return Facts("image", *self.load("image", reference).size)
         if kind == "image":
-            return Facts("image", *picture_size(self.data(reference), self.limits))
+            return Facts("image", *picture_size(self.data(whole), self.limits))
         return Facts("audio", samples=len(self.load("audio", reference)))
 
     def load(self, kind: PartType, reference: str) -> Any:
         """The medium: an Image in RGB, (samples,) float32 at 16 kHz, or a Film. Raises MediaError."""
-        if kind == "image":
-            return load_picture(self.data(reference), self.limits)
-        return load_audio(self.data(reference), self.limits)
+        whole, _, part = reference.partition("#")
+        if kind == "video":
+            return self._film(whole)
+        if part == "sound":
+            sound = self._film(whole).sound
+            if sound is None:
+                raise MediaError("empty_audio", f"{whole}: no sound track")
+            return sound
+        if part:
+            frames, number = self._film(whole).frames, int(part.removeprefix("frame="))
+            if number >= len(frames):
+                raise MediaError("unreadable_video", f"{whole}: frame {number} of {len(frames)}")
+            return frames[number]
+        data = self.data(whole)
+        return load_picture(data, self.limits) if kind == "image" else load_audio(data, self.limits)
+
+    def _film(self, reference: str) -> Film:
+        """A video; the last few stay, as its frames are asked for one by one."""
+        with self._lock:
+            if reference not in self._films:
+                self._films[reference] = load_video(self.data(reference), self.limits, self.frames)
+                while len(self._films) > _FILMS:
+                    self._films.popitem(last=False)
+            self._films.move_to_end(reference)
+            return self._films[reference]

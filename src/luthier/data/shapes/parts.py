@@ -21,6 +21,8 @@ from luthier.data.pictures import REASONS as PICTURE_REASONS
 from luthier.data.pictures import check_picture
 from luthier.data.reading.places import REASONS as PLACE_REASONS
 from luthier.data.reading.places import media_bytes
+from luthier.data.video import check_video
+from luthier.data.videofiles import REASONS as VIDEO_REASONS
 from luthier.schema import NO_TARGET, Draft, Message, Part, PartType, Row, Target, canonical
 
 REASONS = (
@@ -32,6 +34,7 @@ REASONS = (
     *PLACE_REASONS,
     *PICTURE_REASONS,
     *media.REASONS,
+    *VIDEO_REASONS,
 )
 TOKEN = re.compile("<(image|audio|video)>")
 MEDIA_COLUMNS: dict[PartType, tuple[str, ...]] = {
@@ -121,6 +124,8 @@ class Supply:
             check_picture(data, self.context.limits)
         elif kind == "audio":
             self.seconds += len(media.load_audio(data, self.context.limits)) / media.RATE
+        else:
+            check_video(data, self.context.limits)
         reference = f"sha256:{hashlib.sha256(data).hexdigest()}"
         self.blobs[reference] = data
         return Part(kind, None, reference)
