@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.films import film, place_of
 
+from luthier.data.building.request import TableRequest
 from luthier.data.mediasource import MediaSource
+from luthier.data.table import build_table
 from luthier.data.video import MEMORY, check_video, load_video, scene_middles, video_sound
 from luthier.data.videofiles import plan_video, video_container
 from luthier.errors import MediaError
-from luthier.recipe_data import Frames, Limits
+from luthier.recipe_data import Frames, Limits, Source
 
 LIMITS = Limits()
 KINDS = [("mp4", "libx264"), ("mp4", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mjpeg")]
@@ -182,3 +185,26 @@ def test_frames_and_sound_of_a_video_have_references_of_their_own():
     assert source.facts("image", "sha256:aa#frame=1").width == 64
     assert source.facts("audio", "sha256:aa#sound").samples == len(source.load("audio", "sha256:aa#sound"))
     assert reason(lambda: source.load("image", "sha256:aa#frame=2")) == "unreadable_video"
+
+
+def test_videos_of_a_table_and_of_a_folder_are_rows_and_addresses_are_not_followed(tmp_path):
+    clips = tmp_path / "clips"
+    (clips / "red").mkdir(parents=True)
+    for number in range(3):
+        (clips / "red" / f"{number}.mp4").write_bytes(film(frames=5 + number))
+    (clips / "red" / "list.mp4").write_bytes(b"#EXTM3U\nhttp://127.0.0.1/a.ts\n")
+    rows = [{"video": f"clips/red/{n}.mp4", "prompt": "What is seen?", "text": f"answer {n}"} for n in range(3)]
+    rows += [{**rows[0], "video": name} for name in ("concat:/etc/hostname|clips/red/0.mp4", "http://x.y/a.m3u8")]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sources = {name: Source(name=name, path=str(tmp_path / path)) for name, path in PATHS.items()}
+    table = build_table(
+        TableRequest(((sources["table"], "train"), (sources["folder"], "train")), graded=False), tmp_path / "built"
+    )
+    assert {part.type for item in table.rows for message in item.row.messages for part in message.content} >= {"video"}
+    assert len(table.rows) == 6
+    found = [json.loads(line) for line in (tmp_path / "built" / "ledger.jsonl").read_text().splitlines()]
+    reasons = {one["origin"]: one["reason"] for one in found if "reason" in one}
+    assert sorted(reasons.values()) == ["missing_media", "refused_playlist", "remote_media"]
+
+
+PATHS = {"table": "rows.jsonl", "folder": "clips"}

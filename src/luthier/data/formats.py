@@ -16,7 +16,7 @@ import orjson
 
 from luthier import recipe_data
 from luthier.data.building.context import Adapter, Context, Record
-from luthier.data.shapes import pairs
+from luthier.data.shapes import described, pairs
 from luthier.data.shapes.conversations import LISTS, TURNS
 from luthier.data.shapes.exporting import WRITERS, export_rows
 from luthier.errors import DataError, RequestError
@@ -25,12 +25,13 @@ from luthier.schema import Row
 
 FORMATS = tuple(name for name in recipe_data.FORMATS if name != "auto")
 EXPORTS = tuple(WRITERS)
-REASONS = tuple(dict.fromkeys(pairs.REASONS))
+REASONS = tuple(dict.fromkeys((*pairs.REASONS, *described.REASONS)))
 """Why a record of any format but graded makes no row; pictures add their own words."""
 _ADAPTERS = {
     "graded": "luthier.data.shapes.graded:adapter",
     **{name: f"luthier.data.shapes.conversations:{name}" for name in ("sharegpt", "messages", "ultrachat")},
     **{name: f"luthier.data.shapes.pairs:{name}" for name in ("alpaca", "prompt_completion", "text", "image_caption")},
+    "described": "luthier.data.shapes.described:adapter",
 }
 _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "graded": (tuple(Columns().audio), tuple(Columns().grade)),
@@ -39,10 +40,10 @@ _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ultrachat": (LISTS,),
     "alpaca": (("instruction",), ("output",)),
     "prompt_completion": (pairs.PROMPTS, pairs.COMPLETIONS),
-    "image_caption": ((*pairs.IMAGES, "audio", "audios"), (*pairs.CAPTIONS, "label")),
+    "image_caption": ((*pairs.IMAGES, "audio", "audios", "video", "videos"), (*pairs.CAPTIONS, "label")),
     "text": (("text",),),
 }
-"""For each format, the sets of columns of each of which it needs one; tried in this order."""
+"""For each format that columns give away, the sets of columns of each of which it needs one; tried in this order."""
 _ROLES = {
     "graded": ("audio", "grade"),
     "sharegpt": ("messages",),
@@ -66,7 +67,7 @@ def detect(records: Sequence[Record], mapped: Mapping[str, str] | None = None) -
     if votes:
         return votes.most_common(1)[0][0]
     columns = list(dict.fromkeys(name for record in records for name in record))
-    by_name = [name for name in FORMATS if not _missing(name, columns, mapped)]
+    by_name = [name for name in _NEEDS if not _missing(name, columns, mapped)]
     for name in ("sharegpt", "messages", "alpaca", "prompt_completion", "graded", "image_caption", "text"):
         if name in by_name:
             return name
@@ -143,7 +144,7 @@ def _missing(name: str, columns: Sequence[str], mapped: Mapping[str, str]) -> li
     for role, names in zip(_ROLES[name], _NEEDS[name], strict=True):
         wanted = (mapped[role],) if role in mapped else names
         if name == "image_caption":
-            wanted = (*wanted, *(mapped[other] for other in ("audio", "label") if other in mapped))
+            wanted = (*wanted, *(mapped[other] for other in ("audio", "video", "label") if other in mapped))
         if not any(column in columns for column in wanted):
             found.append(" or ".join(wanted))
     return found

@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from luthier.data.reading.sniff import named_shape, suffixes
 
 SOUNDS = ("wav", "flac", "ogg", "opus", "mp3", "m4a", "webm", "aiff", "aac")
+VIDEOS = ("mp4", "m4v", "mov", "mkv", "avi", "mpg", "mpeg", "ts", "flv", "ogv")
+"""webm stands among the sounds, as it mostly is one here; a column named `video` says otherwise."""
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TABLES = ("parquet", "jsonl", "csv", "json")
 _METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)(\.gz|\.zst)?")
@@ -144,12 +146,12 @@ def _split_of(name: str) -> str:
 
 
 def _is_media(name: str) -> bool:
-    return suffixes(name)[0].removeprefix(".") in (*SOUNDS, *PICTURES)
+    return suffixes(name)[0].removeprefix(".") in (*SOUNDS, *VIDEOS, *PICTURES)
 
 
 def _media_kinds(names: Sequence[str]) -> str:
     ends = {suffixes(name)[0].removeprefix(".") for name in names}
-    kinds = [word for word, known in (("audio", SOUNDS), ("images", PICTURES)) if ends & set(known)]
+    kinds = [word for word, known in (("audio", SOUNDS), ("videos", VIDEOS), ("images", PICTURES)) if ends & set(known)]
     return " and ".join(kinds)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
-from luthier.data.reading.folders import PICTURES, SOUNDS, TABLES, matches, shard_files, split_files
+from luthier.data.reading.folders import PICTURES, SOUNDS, TABLES, VIDEOS, matches, shard_files, split_files
 from luthier.data.reading.sniff import named_shape
 from luthier.errors import SourceError
 
@@ -125,7 +125,7 @@ def _download(source: Source, names: Sequence[str], revision: str) -> Fetched:
 def _download_with_media(source: Source, tables: Sequence[str], revision: str) -> Fetched:
     from huggingface_hub import snapshot_download
 
-    wanted = [*tables, *(f"*.{suffix}" for suffix in (*SOUNDS, *PICTURES))]
+    wanted = [*tables, *(f"*.{suffix}" for suffix in (*SOUNDS, *VIDEOS, *PICTURES))]
     try:
         root = Path(
             snapshot_download(

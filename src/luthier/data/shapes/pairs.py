@@ -22,6 +22,12 @@ IMAGES = ("image", "images", "file_name")
 QUESTIONS = {"image": "Describe the image.", "audio": "Transcribe the recording.", "video": "Describe the video."}
 """What is asked about a medium whose table has no column of questions."""
 
+_ENDINGS = {
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".webm"),
+    "video": (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv"),
+}
+"""Which kind a name in `file_name` has; all others are pictures."""
+
 Reader = Callable[[str, Record], Draft]
 
 
@@ -118,7 +124,7 @@ def image_caption(context: Context) -> Adapter:
         cells = {name: value for name, value in record.items() if name != "file_name"}
         named, place = record.get("file_name"), False
         if named is not None and "image" not in mapped and cells.get("image") is None and not _has_media(cells, mapped):
-            kind = "audio" if str(named).lower().endswith((".wav", ".flac", ".mp3", ".ogg", ".m4a")) else "image"
+            kind = next((kind for kind, names in _ENDINGS.items() if str(named).lower().endswith(names)), "image")
             cells[mapped.get(kind, kind)] = named
             place = True
         supply = Supply(context, cells)
