@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.films import film, place_of
 
 from luthier.data.building.request import TableRequest
 from luthier.data.mediasource import MediaSource
@@ -18,6 +17,7 @@ from luthier.data.video import MEMORY, check_video, load_video, scene_middles, v
 from luthier.data.videofiles import plan_video, video_container
 from luthier.errors import MediaError
 from luthier.recipe_data import Frames, Limits, Source
+from support.films import film, place_of
 
 LIMITS = Limits()
 KINDS = [("mp4", "libx264"), ("mp4", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mjpeg")]
@@ -84,7 +84,8 @@ def test_one_frame_a_shot_where_the_scene_changes():
 
 def test_the_sound_track_is_heard_at_16_khz_and_a_video_without_one_is_watched_in_silence():
     sound = video_sound(film(frames=20, rate=10, sound=True), LIMITS)
-    assert sound is not None and len(sound) == pytest.approx(32000, abs=1600)
+    assert sound is not None
+    assert len(sound) == pytest.approx(32000, abs=1600)
     spectrum = np.abs(np.fft.rfft(sound[4000:20000]))
     assert int(spectrum.argmax()) == pytest.approx(1000, abs=2)
     assert video_sound(film(), LIMITS) is None
@@ -119,7 +120,8 @@ def turned(data: bytes) -> bytes:
 def test_large_frames_are_made_smaller_together_so_that_they_fit_into_memory():
     data = film(frames=20, rate=10, size=(1920, 1440), codec="mpeg4")
     found = load_video(data, LIMITS, Frames(rate=10.0))
-    assert len(found.frames) == 20 and len({frame.size for frame in found.frames}) == 1
+    assert len(found.frames) == 20
+    assert len({frame.size for frame in found.frames}) == 1
     assert sum(3 * frame.width * frame.height for frame in found.frames) <= MEMORY
 
 
@@ -168,9 +170,10 @@ def test_a_spoilt_file_is_read_or_refused_with_a_reason_and_nothing_else(draw):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     cut = draw.draw(st.integers(len(data) // 2, len(data)))
     try:
-        load_video(bytes(data[:cut]), LIMITS, Frames(by="count", count=3, sound=True))
-    except MediaError as error:
-        assert error.reason
+        found = load_video(bytes(data[:cut]), LIMITS, Frames(by="count", count=3, sound=True))
+    except MediaError:
+        return
+    assert 1 <= len(found.frames) <= 3
 
 
 SPOILT = {"mp4": film(frames=8, sound=True), "webm": film(frames=8, container="webm", codec="libvpx-vp9")}
@@ -180,7 +183,8 @@ def test_frames_and_sound_of_a_video_have_references_of_their_own():
     data = film(frames=20, rate=10, sound=True)
     source = MediaSource(lambda _: data, LIMITS, Frames(rate=1.0, sound=True))
     facts = source.facts("video", "sha256:aa")
-    assert facts.seconds == pytest.approx((0.0, 1.0)) and facts.sound
+    assert facts.seconds == pytest.approx((0.0, 1.0))
+    assert facts.sound
     assert place_of(source.load("image", "sha256:aa#frame=1")) == 10
     assert source.facts("image", "sha256:aa#frame=1").width == 64
     assert source.facts("audio", "sha256:aa#sound").samples == len(source.load("audio", "sha256:aa#sound"))
