@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier import __version__
 from luthier.clicompare import compare_parser
+from luthier.clicollect import collect_parser
 from luthier.clidata import data_parser
 from luthier.cliexam import exam_parser
 from luthier.cliserve import serve_parser
@@ -133,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     sweep_parser(verbs)
     serve_parser(verbs)
     data_parser(verbs)
+    collect_parser(verbs)
     export_parser(verbs)
     publish_parser(verbs)
     add_verb(verbs, "doctor", _doctor, "versions, devices, and what is missing", "luthier doctor --json")
