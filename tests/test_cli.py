@@ -13,8 +13,9 @@ from luthier.errors import LuthierError, RecipeError
 
 ROOT = Path(__file__).parents[1]
 VERBS = (
-    "quickstart new check rehearse run predict score doctor report exam compare sweep data serve export publish"
+    "quickstart new check rehearse run predict score doctor report exam compare sweep data collect serve export publish"
 ).split()
+COLLECT = ["pictures"]
 DATA = ["build", "show", "why", "audit", "export"]
 HEAVY = {"torch", "transformers", "datasets", "gradio", "ray", "peft", "accelerate", "pyarrow", "numpy"}
 LOADED = """
@@ -53,6 +54,7 @@ def test_every_verb_of_the_parser_is_tested_here() -> None:
         ["--version"],
         *([verb, "--help"] for verb in VERBS),
         *(["data", verb, "--help"] for verb in DATA),
+        *(["collect", verb, "--help"] for verb in COLLECT),
     ],
     ids=" ".join,
 )
@@ -72,7 +74,7 @@ def test_help_shows_an_example_and_loads_no_heavy_library(words: list[str]) -> N
     if words[0] in VERBS:
         verb = " ".join(words[:-1])
         assert f"example: luthier {verb}" in done.stdout
-        assert "--json" in done.stdout or verb == "data"
+        assert "--json" in done.stdout or verb in ("data", "collect")
 
 
 @pytest.mark.parametrize("error", every(LuthierError), ids=lambda cls: cls.__name__)
