@@ -8,14 +8,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from PIL import Image
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from luthier.data.mediasource import Facts
 from luthier.errors import RequestError
+from luthier.models.chat import ChatTemplate
+from luthier.models.senses.base import senses_of
 from luthier.models.toy_tokenizer import SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer, train_tokenizer
 from luthier.models.toys import TOYS, WINDOW, build_toy, write_toy
 
 HEARING = "toy:phi4-multimodal"
-TEXT_TWINS = sorted(set(TOYS) - {HEARING})
+SEEING = sorted(name for name, toy in TOYS.items() if toy.sight)
+TEXT_TWINS = sorted(set(TOYS) - {HEARING, *SEEING})
 
 
 def _heard_logits(model, tokenizer, extractor, frequency):
@@ -55,6 +67,27 @@ def test_plain_transformers_loads_the_hearing_twin_equal(tmp_path: Path):
     assert loaded[0].config.eos_token_id == ours[0].config.eos_token_id
     messages = [{"role": "user", "content": "1"}]
     assert loaded[1].apply_chat_template(messages) == ours[1].apply_chat_template(messages)
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_plain_transformers_loads_a_seeing_twin_equal_with_its_eyes(name, tmp_path: Path):
+    write_toy(name, tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    model, tokenizer, _ = build_toy(name)
+    assert type(loaded) is type(model)
+    weights, expected = loaded.state_dict(), model.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    ours, theirs = (senses_of(model, tokenizer, where) for where in (name, str(tmp_path)))
+    assert ours is not None
+    assert theirs is not None
+    facts = Facts("image", 90, 61)
+    assert ours.spell(facts) == theirs.spell(facts)
+    picture = Image.effect_noise((90, 61), 60).convert("RGB")
+    pairs = zip(
+        ours.prepare("image", picture).inputs.values(), theirs.prepare("image", picture).inputs.values(), strict=True
+    )
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize("name", TEXT_TWINS)
@@ -120,12 +153,14 @@ def test_another_sound_gives_other_logits():
 def test_configuration_points_at_the_tokenizer_and_leaves_spare_rows(name):
     model, tokenizer, _ = build_toy(name)
     config = model.config
-    assert config.vocab_size - len(tokenizer) >= 64
-    assert config.vocab_size % 64 == 0
+    of_text = config.get_text_config()
+    assert of_text.vocab_size - len(tokenizer) >= 64
+    assert of_text.vocab_size % 64 == 0
     tied = model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     assert tied == config.tie_word_embeddings
-    assert (config.bos_token_id, config.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
-    assert set(tokenizer.convert_ids_to_tokens(config.eos_token_id)) == {"<|endoftext|>", "<|end|>"}
+    assert (of_text.bos_token_id, of_text.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
+    stop = ChatTemplate.of(tokenizer).stop
+    assert {tokenizer.eos_token_id, stop} <= set(model.generation_config.eos_token_id)
     if name == HEARING:
         assert config.audio_config.audio_token_id == tokenizer.convert_tokens_to_ids("<|audio|>")
         assert config.vision_config.image_token_id == tokenizer.convert_tokens_to_ids("<|image|>")

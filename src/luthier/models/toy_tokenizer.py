@@ -6,6 +6,7 @@ makes it again byte for byte. This module knows nothing of models: vocabulary si
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -100,13 +101,23 @@ def train_tokenizer() -> Tokenizer:
 
 def load_tokenizer() -> PreTrainedTokenizerFast:
     """The shipped tokenizer, its chat template, and the media tokens that Phi-4's processor reads."""
+    return extended_tokenizer((), CHAT_TEMPLATE, {"image_token": IMAGE_TOKEN, "audio_token": AUDIO_TOKEN})
+
+
+def extended_tokenizer(tokens: Sequence[str], chat_template: str, named: Mapping[str, str]) -> PreTrainedTokenizerFast:
+    """The shipped tokenizer with a family's own special tokens behind its 640, and that family's template.
+
+    `named` are attributes that the family's processor reads, such as `image_token`.
+    """
+    tokenizer = Tokenizer.from_file(str(TOKENIZER_FILE))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(TOKENIZER_FILE)),
+        tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        extra_special_tokens={"image_token": IMAGE_TOKEN, "audio_token": AUDIO_TOKEN},
-        chat_template=CHAT_TEMPLATE,
+        extra_special_tokens=dict(named),
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
         model_max_length=8192,
     )

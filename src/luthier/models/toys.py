@@ -92,12 +92,14 @@ def build_sized(
 
 
 def write_toy(name: str, folder: Path, seed: int = 0) -> None:
-    """Save a twin in the usual hub layout: config, safetensors, tokenizer and, if it hears, preprocessor.
+    """Save a twin in the usual hub layout: config, safetensors, tokenizer and, if it hears or sees, preprocessors.
 
     Plain transformers loads it back equal. Raises RequestError for an unknown name.
     """
     model, tokenizer, extractor = build_toy(name, seed)
-    for part in (model, tokenizer, extractor):
+    sight = TOYS[name].sight
+    eyes = importlib.import_module(sight).processors(model.config.model_type) if sight else ()
+    for part in (model, tokenizer, extractor, *eyes):
         if part is not None:
             part.save_pretrained(str(folder))
 

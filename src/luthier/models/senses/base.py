@@ -16,7 +16,7 @@ import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 from luthier.data.mediasource import Facts
 from luthier.schema import PartType, canonical
+
+REASONS = ("extreme_shape",)
+"""Words of MediaError for a medium that is whole and of a shape that a family does not read."""
 
 Grid = tuple[int, int, int]
 """Patches of a picture or video before merging: frames, rows, columns."""
@@ -38,6 +41,28 @@ class Prepared:
     inputs: Mapping[str, torch.Tensor]
     slots: int
     grid: Grid | None = None
+    mode: str = ""
+    """By `Senses.modes`."""
+
+    def to(self, device: Any) -> Prepared:
+        """The same on another device."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return replace(self, inputs=moved)
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """A medium of an encoded row."""
+
+    kind: PartType
+    reference: str
+    slots: int
+    grid: Grid | None = None
+    """By `Senses.grid`: positions in the row are known without the medium being opened again."""
+    pace: float = 0.0
+    """By `Senses.pace`."""
+    mode: str = ""
+    """By `Senses.modes`, where its company has it read otherwise than alone."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +71,9 @@ class Placed:
 
     kinds: tuple[PartType, ...] = ()
     grids: tuple[Grid | None, ...] = field(default=())
+    """By `Senses.grid`."""
+    paces: tuple[float, ...] = field(default=())
+    """By `Senses.pace`."""
 
 
 class Senses(ABC):
@@ -56,7 +84,11 @@ class Senses(ABC):
     slot_ids: Mapping[PartType, int]
     """The id whose positions are filled with vectors, by kind."""
     marks: Mapping[PartType, str]
-    """What the chat template writes for one medium: the text that its spelling replaces."""
+    """What the chat template writes for one medium: the text that its spelling replaces. `{n}` in it stands for the
+    number of the medium among those of its kind, from 1, over the whole chat. A template that takes strings alone is
+    given the mark in the string, with nothing between it and the parts beside it."""
+    opening: str = ""
+    """What every text begins with for the family's processor, where its template does not write it."""
     encoders: Mapping[PartType, tuple[str, ...]]
     """Prefixes of the encoder's module names, full, in the bare model."""
     projectors: Mapping[PartType, tuple[str, ...]]
@@ -64,9 +96,26 @@ class Senses(ABC):
     keeps_causal: bool = True
     """False where tokens of one picture attend to one another both ways (Gemma 3): such rows cannot be packed."""
 
+    def mark(self, kind: PartType, number: int) -> str:
+        """The mark of one medium: the `number`-th of its kind in a chat, from 1."""
+        return self.marks[kind].replace("{n}", str(number))
+
     @abstractmethod
     def spell(self, facts: Facts) -> str:
         """The text that stands for a medium, from its header alone: as many slot tokens as `prepare` has slots."""
+
+    def grid(self, facts: Facts) -> Grid | None:
+        """The grid that `prepare` gives, from the header alone; None for families whose `positions` need none."""
+        return None
+
+    def pace(self, facts: Facts) -> float:
+        """Seconds between the frames of a video's grid, for families whose `positions` need them; else 0."""
+        return 0.0
+
+    def modes(self, kinds: Sequence[PartType]) -> tuple[str, ...]:
+        """How each medium of a row is read, whose kinds in order these are: "" but where its company decides
+        (Phi-4-multimodal projects sound in another way beside a picture)."""
+        return ("",) * len(kinds)
 
     @abstractmethod
     def prepare(self, kind: PartType, medium: Any) -> Prepared:
@@ -97,10 +146,16 @@ class Senses(ABC):
         return np.arange(len(ids_L), dtype=np.int64)[None]
 
     def decoder_inputs(
-        self, model: Any, embeds_BLD: torch.Tensor, slot_BL: torch.Tensor, vectors_KMD: torch.Tensor | None
+        self,
+        model: Any,
+        embeds_BLD: torch.Tensor,
+        slot_BL: torch.Tensor,
+        vectors_KMD: torch.Tensor | None,
+        mask_BL: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """What else the decoder is given: deepstack features, a mask of its own. `slot_BL` is true at slots of
-        pictures and videos; `vectors_KMD` are all vectors in the order of slots, None where no row has any."""
+        pictures and videos; `vectors_KMD` are all vectors in the order of slots, None where no row has any. `mask_BL`
+        is 1 at tokens, for rows that are padded on the left; None: on the right, where no token sees the padding."""
         return {}
 
     @abstractmethod
