@@ -9,7 +9,7 @@ import pytest
 
 from support.children import ROOT, environment
 
-SLOW = ["exams.md", "expert.md", "compare.md"]
+SLOW = ["exams.md", "expert.md", "compare.md", "describer.md"]
 PAGES = ["rows.md", "steps.md", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 

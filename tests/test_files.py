@@ -17,6 +17,7 @@ from luthier import files
 from luthier.errors import DiskError, ExistsError
 from luthier.files import (
     MANIFEST,
+    append_bytes,
     append_jsonl,
     atomic_folder,
     read_jsonl,
@@ -272,6 +273,23 @@ def test_a_line_that_could_not_be_pushed_to_the_disk_is_taken_back(
             append_jsonl(tmp_path / "a.jsonl", {"step": 2})
     append_jsonl(tmp_path / "a.jsonl", {"step": 3})
     assert read_jsonl(tmp_path / "a.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_bytes_are_appended_after_those_that_are_to_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "a.raw"
+    append_bytes(path, b"abc")
+    append_bytes(path, b"")
+    append_bytes(path, b"def")
+    assert path.read_bytes() == b"abcdef"
+    append_bytes(path, b"xy", keep=4)
+    assert path.read_bytes() == b"abcdxy"
+    append_bytes(path, b"z", keep=0)
+    assert path.read_bytes() == b"z"
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(DiskError, match="No space left"):
+            append_bytes(path, b"more")
+    assert path.read_bytes() == b"z"
 
 
 def test_a_file_that_the_disk_cannot_read_is_broken_and_one_that_we_may_not_read_is_an_error(

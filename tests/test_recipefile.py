@@ -177,6 +177,8 @@ def test_mistakes_in_stages(write: Any, stages: str, expected: str) -> None:
         ("data.train=[form-1964-train]", ("data", "train"), ["form-1964-train"]),
         ("data.train=form-1964-train", ("data", "train"), ["form-1964-train"]),
         ("model.base=toy:phi4-multimodal", ("model", "base"), "toy:phi4-multimodal"),
+        ("train.feature_store=off", ("train", "feature_store"), "off"),
+        ("train.feature_store='on'", ("train", "feature_store"), "on"),
         ("name=", ("name",), ""),
         ("name=a=b", ("name",), "a=b"),
         ("name=1e-4", ("name",), "1e-4"),
@@ -206,6 +208,7 @@ def test_a_source_path_given_on_the_command_line_stands_beside_the_hub_id(write:
         ("train.epochs=soon", "train.epochs: 'soon' is not of type float"),
         ("train=3", "train: a mapping of keys is expected, not 3"),
         ("data.sources.form-1764-trian.path=x", "data.sources.form-1764-trian: no train or test list names it, nor an"),
+        ("train.feature_store=maybe", "train.feature_store: 'maybe' is not one of auto, on, off"),
         ("seed=[", "seed: '[' is not a whole number"),
     ],
 )

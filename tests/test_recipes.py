@@ -102,7 +102,7 @@ def test_the_assistant_recipe_mixes_three_sets_for_sixty_steps() -> None:
 
 
 def test_what_does_not_run_yet_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    overrides = ["publish.repo=model", "track.trackers=[neptune]", "task.kind=describe"]
+    overrides = ["publish.repo=model", "track.trackers=[neptune]", "task.kind=paint"]
     with pytest.raises(RecipeError) as caught:
         load_recipe(ROOT / "recipes" / "speaking.yaml", overrides)
     text = str(caught.value)

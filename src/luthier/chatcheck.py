@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,11 @@ MENDS = {
     "text_lost": "the template leaves words out: drop such turns in data.steps, or choose another base",
     "tools_lost": "the template has no place for tools: drop these rows in data.steps, or choose another base",
     "media_placeholders": "the base does not take these media, or the rows name more of them than they hold",
+    "media_in_text_chat": "choose a base that sees or hears, or leave the rows with media out",
     "reserved_token": "a text holds a token of the template: drop these rows with a regex step",
     "nothing_supervised": "rows without an answer teach nothing: add require_messages to data.steps",
 }
+_UNREAD = "the base does not read such a medium: leave these rows out, or mend their media"
 
 
 def check_chat(recipe: Recipe, found: Checked) -> None:
@@ -75,6 +77,8 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
                 f"{plan.warmup_steps} of warm-up)"
             )
         _template(stage, tokenizer, built, found)
+        for name, one in {} if ahead else stages.items():
+            _parts(name, one, _tokenizer(one), found)
         check_overlap(exams, built.folder, found)
         found.problems += look_at_splits(stages, built.folder)
         for name, one in ({} if ahead else stages).items():
@@ -110,12 +114,17 @@ def _table(built: Built, found: Checked) -> None:
 
 
 def _template(stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> None:
+    from luthier.models.senses.spelling import Speller
     from luthier.models.template_doctor import examine, paint
+    from luthier.stages.chat_cost import supply_of_table
 
     rows = (item.row for item in iter_rows(built.folder, {"split": "train"}))
     total = min(EXAMINED, built.manifest["splits"].get("train", 0))
     try:
-        seen = examine(progress(rows, "rendering", total), tokenizer, stage.model.max_tokens, sample=EXAMINED)
+        supply = supply_of_table(stage, tokenizer, built.folder)
+        speller = Speller(supply.senses, supply.source) if supply else None
+        bar = progress(rows, "rendering", total)
+        seen = examine(bar, tokenizer, stage.model.max_tokens, sample=EXAMINED, speller=speller)
     except LuthierError as error:
         found.problems.append(str(error))
         return
@@ -134,20 +143,46 @@ def _template(stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> No
     for reason, trouble in seen.troubles.items():
         found.problems.append(
             f"chat template: {reason} in {trouble.rows:,} of {seen.rows:,} rows; the first: {trouble.first}\n"
-            f"  mend: {MENDS[reason]}"
+            f"  mend: {MENDS.get(reason, _UNREAD)}"
         )
+
+
+def _parts(name: str, stage: Recipe, tokenizer: Any, found: Checked) -> None:
+    """What of a base that sees or hears is frozen, and of which media the vectors may be kept."""
+    from luthier.data.augment import changes
+    from luthier.models import adapters, parts
+    from luthier.models.senses import store
+    from luthier.models.text_base import weightless_base
+    from luthier.models.tokens import add_text_tokens
+
+    base = weightless_base(stage.model, tokenizer)
+    if base.senses is None:
+        return
+    tokens = add_text_tokens(base, stage.model.added_tokens, stage.seed)
+    tuned = adapters.attach(base, replace(stage.model, quantization=""), tokens, stage.seed)
+    lines = []
+    for kind in base.senses.kinds:
+        moves = store.tuned(base.senses, base.model, kind)
+        why = "no, as what encodes them is tuned" if moves else "yes, as what encodes them is frozen"
+        if not moves and changes(kind, stage.data.augment):
+            why = "for rows that are only looked at: those trained on are augmented"
+        if stage.train.feature_store == "off":
+            why = "no, as train.feature_store is off"
+        lines.append(f"vectors of {kind} can be kept: {why}")
+    told = parts.told(tuned, parts.Parts(base.family, base.senses))
+    found.sections.append("\n".join([f"stage {name}: parts of {stage.model.base}", told, *lines]))
 
 
 def _cost(name: str, stage: Recipe, tokenizer: Any, built: Built, found: Checked) -> None:
     """Memory and time of a stage on this machine, from a sample of its rows."""
     from luthier.runtime.devices import Devices
     from luthier.runtime.memory_estimate import fits
-    from luthier.stages.chat_cost import feed_load, memory_of, sample_feed, time_of
+    from luthier.stages.chat_cost import feed_load, memory_of, sample_feed, supply_of_table, time_of
 
     rows = (
         item for item in iter_rows(built.folder, {"split": "train"}) if item.row.provenance.source in stage.data.train
     )
-    feed = sample_feed(stage, tokenizer, islice(rows, EXAMINED))
+    feed = sample_feed(stage, tokenizer, islice(rows, EXAMINED), supply_of_table(stage, tokenizer, built.folder))
     if feed is None:  # the template section has said why
         return
     load = feed_load(feed, feed.steps_per_epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ import torch
 
 from luthier.console import say
 from luthier.data.building.rows import TableRow
+from luthier.data.table import media_bytes
 from luthier.evaluate.answers import answer_losses
 from luthier.files import read_jsonl, sha256_bytes, sha256_file, write_jsonl
 from luthier.models import adapters
 from luthier.models.chat import ChatTemplate
 from luthier.models.chat_batches import Layout
 from luthier.models.lessons import Encoder, Encoding, Lessons
+from luthier.models.senses.spelling import Speller
 from luthier.outcome.comparing.runrecords import Json, RunStage
 from luthier.predict_chat import answer_chats
 from luthier.runtime.devices import Devices
 from luthier.schema import Row, canonical
 from luthier.stages.chat_judge import weighed_bytes
-from luthier.stages.chat_prepare import build_chat_model
+from luthier.stages.chat_prepare import build_chat_model, supply_of
 
 _TOKENS = 8192
 """Tokens of a forward pass that scores, where train.micro_batch_tokens does not say."""
@@ -70,7 +73,7 @@ def ask(runs: Sequence[RunStage], wanted: Wanted) -> list[Said]:
         if missing or wanted.chats:
             loaded = _load(run, loaded)
             if missing:
-                said.losses = _losses(loaded, run, wanted.rows)
+                said.losses = _losses(loaded, run, wanted.rows, [one.run.data for one in runs])
                 write_jsonl(kept, said.losses)
             template = ChatTemplate.of(loaded.base.tokenizer)
             language_model, chats = loaded.model.language_model, iter(wanted.chats)
@@ -110,10 +113,20 @@ def _load(run: RunStage, before: _Loaded | None) -> _Loaded:
     return before
 
 
-def _losses(loaded: _Loaded, run: RunStage, rows: Sequence[TableRow]) -> list[Json]:
+def _anywhere(tables: Sequence[Path], reference: str) -> bytes:
+    """A medium's bytes, from whichever run's table holds it: the rows of a probe are of all of them."""
+    name = reference.removeprefix("sha256:")
+    return media_bytes(next((one for one in tables if (one / "media" / name).is_file()), tables[0]), reference)
+
+
+def _losses(loaded: _Loaded, run: RunStage, rows: Sequence[TableRow], tables: Sequence[Path]) -> list[Json]:
     """A line for every row that is not too long for the run, and whose turns its template can write."""
-    tokenizer = loaded.base.tokenizer
-    encoder = Encoder(ChatTemplate.of(tokenizer), run.recipe.model.max_tokens)
+    tokenizer, senses = loaded.base.tokenizer, loaded.model.senses
+    supply = supply_of(run.recipe, run.run.data, loaded.model)
+    if supply is not None:
+        supply.source = replace(supply.source, data=partial(_anywhere, tables))
+    speller = None if supply is None else Speller(supply.senses, supply.source)
+    encoder = Encoder(ChatTemplate.of(tokenizer), run.recipe.model.max_tokens, speller=speller)
     # How a table balances its classes is no matter of another's probe.
     plain = [replace(item, weight=1.0) for item in rows]
     kept = [(item, lesson) for item, lesson in encoder.encode(plain, Encoding()) if lesson is not None]
@@ -125,10 +138,10 @@ def _losses(loaded: _Loaded, run: RunStage, rows: Sequence[TableRow]) -> list[Js
         train.batch_size,
         run.recipe.evaluate.batch_size,
         train.micro_batch_tokens or _TOKENS,
-        train.packing and loaded.model.keeps_rows,
+        train.packing and loaded.model.keeps_rows and (senses is None or senses.keeps_causal),
         tokenizer.pad_token_id or 0,
     )
-    found = answer_losses(loaded.model, lessons, layout, loaded.devices, f"{run.label}: scoring the probe")
+    found = answer_losses(loaded.model, lessons, layout, loaded.devices, f"{run.label}: scoring the probe", supply)
     sizes = weighed_bytes(lessons, tokenizer)
     return [
         {"id": item.row.id, "group": item.row.group, "nll": float(nll), "target_bytes": float(size)}

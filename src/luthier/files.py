@@ -113,15 +113,25 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
     A kill may still tear the last line; `read_jsonl` forgives that.
     """
-    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    append_bytes(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def append_bytes(path: Path, data: bytes, keep: int | None = None) -> None:
+    """Append bytes and push them to the disk, or leave the file as it was; a kill may leave some of them.
+
+    keep: bytes of the file that stay, where what follows them was torn by a kill.
+    """
     try:
         _make_folder(path.parent)
         fresh = not path.exists()
         with path.open("ab", buffering=0) as stream:  # a buffer would be written again on closing
-            before = stream.tell()
+            if keep is not None:
+                os.ftruncate(stream.fileno(), keep)
+            before = stream.seek(0, os.SEEK_END)
+            rest = memoryview(data)
             try:
-                if stream.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                while rest:  # a write is of 2 GB at most, and of less on a disk that is almost full
+                    rest = rest[stream.write(rest) :]
                 os.fsync(stream.fileno())
             except OSError:
                 os.ftruncate(stream.fileno(), before)

@@ -10,7 +10,7 @@ from luthier.console import table
 from luthier.files import read_json, write_text
 from luthier.rundir import refuse_existing
 
-QUICKSTARTS = {"speaking": "quickstart", "expert": "encyclopedia"}
+QUICKSTARTS = {"speaking": "quickstart", "expert": "encyclopedia", "describer": "cards"}
 """Kinds of work that have a quickstart, each with its recipe."""
 
 
@@ -31,6 +31,11 @@ def lay_out(out: Path, kind: str = "speaking") -> Path:
         from luthier.data.encyclopedia import write_encyclopedia
 
         write_encyclopedia(out / "data")
+    elif kind == "describer":
+        from luthier.data.cards import write_cards
+
+        write_cards(out / "data" / "cards", 2000, 17)
+        write_cards(out / "data" / "unseen", 500, 18)
     else:
         from luthier.data.simulate import write_forms
 
@@ -49,7 +54,7 @@ def free_folder(name: str) -> Path:
 
 def headline(run: Path) -> str:
     """The table printed last: a line of scores for each stage."""
-    verdicts, chats, exams = [], [], []
+    verdicts, chats, exams, described = [], [], [], []
     for scores_file in sorted(run.glob("stages/*/scores.json")):
         scores, name = read_json(scores_file), scores_file.parent.name
         reference = scores.get("reference", {})
@@ -57,6 +62,18 @@ def headline(run: Path) -> str:
             for exam, own in scores["exams"].items():
                 majority = f"{own['majority']['value']:.3f}"
                 exams.append([name, exam, shown(own.get("accuracy")), majority, shown(own.get("log_loss"))])
+        elif "unparseable" in scores:
+            described += [
+                [
+                    name,
+                    key,
+                    shown(score),
+                    shown(scores.get(f"constant.{key}")),
+                    shown(scores.get(f"over_constant.{key}")),
+                ]
+                for key, score in scores.items()
+                if isinstance(score, dict) and (f"constant.{key}" in scores or key == "unparseable")
+            ]
         elif "accuracy" in scores:
             own = [shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")]
             verdicts.append([name, *own, shown(reference.get("bayes.auroc")), shown(reference.get("ratio.auroc"))])
@@ -67,6 +84,8 @@ def headline(run: Path) -> str:
         parts.append(table(["stage", "accuracy", "AUROC", "Brier", "Bayes AUROC", "share"], verdicts))
     if exams:
         parts.append(table(["stage", "exam", "accuracy", "majority answer", "log loss"], exams))
+    if described:
+        parts.append(table(["stage", "score", "held-out pictures", "best constant", "over the constant"], described))
     if chats:
         parts.append(table(["stage", "held-out loss before", "after", "gain on the same rows"], chats))
     return "\n".join(parts)

@@ -12,27 +12,31 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from luthier.recipe_data import DataConfig, data_problems
+from luthier.recipe_describe import DescribeSettings, describe_problems
 from luthier.recipe_exam import ExamSettings, exam_problems
 from luthier.recipe_model import ModelConfig, model_problems
 from luthier.recipe_train import TrainConfig, train_problems
 
 EVENTS = ("panel", "rater", "latent")
 READOUTS = ("tokens", "head", "ordinal")
-KINDS = ("verdict", "chat", "exam")
+KINDS = ("verdict", "chat", "exam", "describe")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 _OF_VERDICTS = (
     "model.builtin_adapter model.learned_tokens learned_tokens "
     "task.instruction task.answers task.scale task.event task.target task.readout task.mass_weight "
     "task.ranking_weight evaluate.deafness_test"
 ).split()
+_OF_DESCRIPTIONS = "task.describe evaluate.describe_rows evaluate.describe_before".split()
 _UNREAD = {
-    "chat": _OF_VERDICTS,
-    "exam": _OF_VERDICTS,
+    "chat": [*_OF_VERDICTS, *_OF_DESCRIPTIONS],
+    "exam": [*_OF_VERDICTS, *_OF_DESCRIPTIONS],
+    "describe": _OF_VERDICTS,
     "verdict": (
         "model.quantization model.added_tokens train.micro_batch_tokens train.truncation train.label_smoothing "
         "train.torch_compile evaluate.validation_rows evaluate.samples evaluate.sample_tokens evaluate.exams "
         "evaluate.examine evaluate.examine_every evaluate.choose_by model.lora.parts"
-    ).split(),
+    ).split()
+    + _OF_DESCRIPTIONS,
 }
 """Keys that a task does not read, with all that is below them."""
 _TAKEN_OVER = (
@@ -76,7 +80,8 @@ class TaskConfig:
 
     kind: str = "verdict"
     """verdict: graded recordings, pass or fail with its probability. chat: answers in conversations. exam: trained as
-    chats are, and judged by the exams of evaluate.exams."""
+    chats are, and judged by the exams of evaluate.exams. describe: pictures described in a fixed form; trained as chats
+    are, and scored field by field."""
     instruction: str = "Listen to the answer to the question below. Does it pass? Answer 1 for pass, 0 for fail."
     """Stands before the question in every prompt."""
     answers: dict[str, str] = field(default_factory=lambda: {"pass": "1", "fail": "0"})
@@ -91,11 +96,12 @@ class TaskConfig:
     """Weight of the term that keeps the two answers likely among all tokens (tokens read-out)."""
     ranking_weight: float = 0.0
     """Weight of the pairwise ranking term on pairs across the pass mark (Burges et al. 2005)."""
+    describe: DescribeSettings = field(default_factory=DescribeSettings)
 
     @property
     def of_text(self) -> bool:
         """Whether rows are texts and chats: those of every task but verdicts."""
-        return self.kind in ("chat", "exam")
+        return self.kind in ("chat", "exam", "describe")
 
 
 @dataclass
@@ -111,6 +117,10 @@ class EvaluateConfig:
     """Chat: held-out questions that are answered for the report, before and after training."""
     sample_tokens: int = 96
     """Chat: the longest of these answers, in tokens."""
+    describe_rows: int = 0
+    """Describe: the first so many held-out rows are described and scored; 0: all of them."""
+    describe_before: bool = False
+    """Describe: also before training. A base that was never told the form gives few answers that can be read."""
     deafness_test: bool = True
     """Score the test rows once more with recordings swapped between speakers."""
     exams: dict[str, ExamSettings] = field(default_factory=dict)
@@ -251,6 +261,14 @@ def _task_problems(recipe: Recipe) -> list[str]:
     scale = task.scale
     if task.kind not in KINDS:
         found.append(f"task.kind: {task.kind!r} does not run yet ({' and '.join(KINDS)} do)")
+    if task.kind == "describe":
+        found += describe_problems(task.describe)
+    else:
+        found += [
+            f"data.sources.{name}.format: described goes with task.kind: describe (which says how it is written)"
+            for name, source in recipe.data.sources.items()
+            if source.format == "described"
+        ]
     if task.of_text:
         return found
     if task.event not in EVENTS:
@@ -286,7 +304,7 @@ def _run_problems(recipe: Recipe) -> list[str]:
         found.append("evaluate.batch_size: must be at least 1")
     if recipe.evaluate.resamples < 20:
         found.append("evaluate.resamples: at least 20, or an interval says nothing")
-    for name in ("validation_rows", "samples", "sample_tokens"):
+    for name in ("validation_rows", "samples", "sample_tokens", "describe_rows"):
         if getattr(recipe.evaluate, name) < 0:
             found.append(f"evaluate.{name}: must not be below 0")
     for tracker in recipe.track.trackers:

@@ -20,6 +20,7 @@ FORMATS = (
     "prompt_completion",
     "text",
     "image_caption",
+    "described",
 )
 COLUMN_ROLES = (
     "messages",
@@ -62,7 +63,8 @@ class Source:
     limit: int = 0
     """Read the first so many rows; 0: all of them."""
     format: str = "auto"
-    """auto, graded, sharegpt, messages, ultrachat, alpaca, prompt_completion, text or image_caption."""
+    """auto, graded, sharegpt, messages, ultrachat, alpaca, prompt_completion, text, image_caption, or described (the
+    default of task.kind: describe: columns written as task.describe says)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Where a table's names differ from the format's: `{prompt: question, completion: reply, group: page}`."""
     sample_by: str = "line"

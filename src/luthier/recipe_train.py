@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "lion", "muon")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "constant", "warmup_stable_decay")
@@ -59,7 +60,7 @@ class TrainConfig:
     """Also save when so many minutes have gone since the last checkpoint; 0: never."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay (at least 2, the best one beside them); 0: all of them."""
-    feature_store: str = "auto"
+    feature_store: Literal["auto", "on", "off"] = "auto"
     """Vectors of media whose encoder and projector are frozen: auto keeps them where the first rows show that this is
     faster, on always, off never. Media that are augmented are always encoded anew."""
     workers: int = 0
@@ -89,8 +90,6 @@ def train_problems(train: TrainConfig) -> list[str]:
     for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("truncation", TRUNCATIONS)):
         if getattr(train, name) not in known:
             found.append(f"train.{name}: {getattr(train, name)!r} is not one of {', '.join(known)}")
-    if train.feature_store not in ("auto", "on", "off"):
-        found.append(f"train.feature_store: {train.feature_store!r} is not auto, on or off")
     if train.select not in ("last", "best", "exam"):
         found.append(f"train.select: {train.select!r} is not last, best or exam")
     if train.keep_checkpoints < 0 or train.keep_checkpoints == 1:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -256,6 +256,12 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             problems.append(f"{where}: a list is expected, not {value!r}")
             return _BAD
         return items if get_args(hint)[0] is Any else [str(item) for item in items]
+    if origin is Literal:  # YAML reads on and off, where they stand without quotes, as true and false
+        value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+        if value in get_args(hint):
+            return value
+        problems.append(f"{where}: {value!r} is not one of {', '.join(get_args(hint))}")
+        return _BAD
     return _scalar(hint, value, where, problems)
 
 

@@ -111,7 +111,7 @@ class ChatStageRecord:
     nothing of each other."""
     packing: bool
     kind: str = "chat"
-    """chat or exam."""
+    """chat, exam or describe."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,8 +130,8 @@ class ChatAnswer:
 class ChatSample:
     """One line of samples.jsonl: a held-out question, and its answers before and after training.
 
-    `turns` have `role` and `text`; `reference` is the answer that the row holds. A stage that is still training
-    has no `after`.
+    `turns` have `role` and `text`, with `[image sha256:...]` where a medium stands; `reference` is the answer that the
+    row holds. A stage that is still training has no `after`.
     """
 
     id: str
@@ -140,6 +140,41 @@ class ChatSample:
     reference: str
     before: ChatAnswer
     after: ChatAnswer | None = None
+
+
+@dataclass
+class DescribePrediction:
+    """One line of predictions.jsonl of a describe stage: a held-out picture, and what the model said of it.
+
+    `read`: the answer's fields, None where it is not in the form. `scores` and `constant` have a figure for each score
+    of a field (`price.log_error`); the latter is what the best constant of the training rows gets there. `before` is
+    there where the picture was described before training too.
+    """
+
+    id: str
+    source: str
+    group: str
+    answer: str
+    stopped: bool
+    """Whether the answer ended by itself."""
+    read: dict[str, str] | None
+    truth: dict[str, str]
+    scores: dict[str, float]
+    constant: dict[str, float]
+    before: DescribedAnswer | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        found = asdict(self)
+        return found if self.before else {key: value for key, value in found.items() if key != "before"}
+
+
+@dataclass
+class DescribedAnswer:
+    """One answer about a picture; as in DescribePrediction."""
+
+    answer: str
+    read: dict[str, str] | None
+    scores: dict[str, float]
 
 
 @dataclass

@@ -21,17 +21,22 @@ import pyarrow.parquet as pq
 
 from luthier.console import say
 from luthier.data.building.context import Context
+from luthier.data.building.request import TableRequest
+from luthier.data.cards import COLUMNS, write_cards
 from luthier.data.exams import read_exam, write_standin_exam
 from luthier.data.readers import columns_seen, open_source, peek
-from luthier.data.shapes import graded
+from luthier.data.shapes import described, graded
 from luthier.data.simulate import write_forms
 from luthier.data.standins import write_standin
 from luthier.errors import SourceError
+from luthier.files import read_jsonl, write_jsonl
 from luthier.recipe import Recipe
 from luthier.recipe_data import Columns, Source
+from luthier.recipe_describe import PICTURE, DescribeSettings
 from luthier.recipe_exam import ExamSettings
 from luthier.recipe_model import ModelConfig
 from luthier.recipefile import stage_recipes, to_tree
+from luthier.schema import Drop
 from luthier.stages.sources import table_request
 
 ROWS = 64
@@ -42,8 +47,18 @@ TOY_RATE = 1.0e-2
 TOY_TOKENS_PER_WORD = 8
 """More than most words have in the toys' vocabulary of some six hundred pieces."""
 TWINS = (
+    (r"qwen-?3-?vl", "toy:qwen3-vl"),
+    (r"qwen-?2[._-]?5-?vl", "toy:qwen2.5-vl"),
+    (r"qwen-?2?-?vl", "toy:qwen2-vl"),
+    (r"llava-?onevision", "toy:llava-onevision"),
+    (r"smol-?vlm", "toy:smolvlm"),
+    (r"idefics-?3", "toy:idefics3"),
+    (r"phi-?3(\.5)?-?(v\b|vision)", "toy:phi3-vision"),
+    (r"phi-?4-?(mm|multimodal)", "toy:phi4-multimodal"),
     (r"qwen-?3", "toy:qwen3"),
     (r"qwen", "toy:qwen2"),
+    (r"gemma-?3-?(text|1b|270m)", "toy:gemma3"),
+    (r"gemma-?3(-(4b|12b|27b)|$)", "toy:gemma3-vision"),  # a folder's model_type ends so
     (r"gemma-?3", "toy:gemma3"),
     (r"gemma-?2", "toy:gemma2"),
     (r"phi-?[34]", "toy:phi3"),
@@ -68,7 +83,7 @@ def rehearsal(recipe: Recipe, folder: Path) -> Tree:
         say(f"rehearsal: {note}")
     request = table_request(stages)
     with ThreadPoolExecutor() as pool:  # a hub that is silent costs its patience once, not once for each source
-        reasons = list(pool.map(lambda item: _unreachable(item[0], request.columns, request.graded), request.sources))
+        reasons = list(pool.map(lambda item: _unreachable(item[0], request), request.sources))
     for number, ((source, split), reason) in enumerate(zip(request.sources, reasons, strict=True)):
         tree["data"]["sources"][source.name] = where = asdict(source) | _less_of(source, first.model.max_tokens)
         if not reason:
@@ -76,6 +91,9 @@ def rehearsal(recipe: Recipe, folder: Path) -> Tree:
         if request.graded:
             say(f"{source.name}: {reason}; simulated answers stand in for it")
             path = _answers(source.name, split == "test", request.columns, folder, 1000 + number)
+        elif request.describe is not None and source.format in ("auto", "described"):
+            say(f"{source.name}: {reason}; drawn product cards stand in for it")
+            path = _cards(request.describe, folder / source.name, 1000 + number)
         else:
             kind = "texts" if source.format == "text" else "chats"
             say(f"{source.name}: {reason}; made-up {kind} stand in for it")
@@ -211,15 +229,40 @@ def _merge(tree: Tree, over: Tree) -> None:
             tree[key] = value
 
 
-def _unreachable(source: Source, columns: Columns, of_grades: bool) -> str:
+def _unreachable(source: Source, request: TableRequest) -> str:
     """Why the source cannot be read, or an empty text."""
     try:
-        first = peek(open_source(source), ROWS)
-        if of_grades:
-            graded.adapter(Context(source, found=columns_seen(first), columns=columns))
+        reading = open_source(source)
+        first = peek(reading, ROWS)
+        if request.graded:
+            graded.adapter(Context(source, found=columns_seen(first), columns=request.columns))
     except SourceError as error:
         return error.message
-    return "" if first else "has no rows that can be read"
+    if not first:
+        return "has no rows that can be read"
+    if request.describe is None or source.format not in ("auto", "described"):
+        return ""
+    where = Context(source, "train", reading.folder, reading.trusted, limits=request.limits, describe=request.describe)
+    read = described.adapter(where)
+    made = [read(f"row {number}", record) for number, record in enumerate(first[:8], 1)]
+    lost = [one for one in made if isinstance(one, Drop)]
+    return f"its rows cannot be used ({lost[0].reason}: {lost[0].detail})" if len(lost) == len(made) else ""
+
+
+def _cards(settings: DescribeSettings, folder: Path, seed: int) -> Path:
+    """Drawn product cards under the recipe's own column names, a field's by its kind."""
+    table = write_cards(folder, ROWS, seed)
+    kinds = {"text": "title", "category": "category", "amount": "price"}
+    columns = {settings.column(name): COLUMNS[kinds[kind]] for name, kind in settings.kinds.items()}
+    columns[settings.column(PICTURE)] = COLUMNS["image"]
+    if settings.group:
+        columns[settings.group] = COLUMNS["group"]
+    rows = [{own: row[column] for own, column in columns.items()} for row in read_jsonl(table)]
+    for row in rows:
+        row[settings.column(PICTURE)] = f"{folder.name}/{row[settings.column(PICTURE)]}"
+    path = folder.with_suffix(".jsonl")
+    write_jsonl(path, rows)
+    return path
 
 
 def _answers(name: str, tested: bool, columns: Columns, folder: Path, seed: int) -> Path:

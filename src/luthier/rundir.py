@@ -112,6 +112,11 @@ class StageDir:
         return self.path / "published.json"
 
     @property
+    def described_before(self) -> Path:
+        """id answer stopped of the held-out pictures that were described before training."""
+        return self.path / "described-before.jsonl"
+
+    @property
     def held_out(self) -> Path:
         """Losses of held-out rows, of a stage whose predictions are answers to exams."""
         return self.path / "held-out.jsonl"

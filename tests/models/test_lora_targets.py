@@ -17,7 +17,7 @@ from luthier.models.toys import TOYS
 from luthier.recipe_model import LoraSettings, ModelConfig
 from support.text_cases import write_base
 
-HEARS = ("embed_tokens_extend", "vision", "audio")
+HEARS = ("embed_tokens_extend", "vision", "visual", "audio", "projector", "connector")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,8 @@ def test_the_familys_pattern_is_every_projection_of_the_decoder_and_so_is_all_li
     expected = decoder_linears(base.model)
     assert {n for n, _ in base.model.named_modules() if re.fullmatch(pattern, n)} == expected
     assert set(lora_targets(base.model, base.family, "all-linear")) == expected
-    assert len(expected) in {4 * base.model.config.num_hidden_layers, 7 * base.model.config.num_hidden_layers}
+    layers = base.model.config.get_text_config().num_hidden_layers
+    assert len(expected) in {4 * layers, 7 * layers}
 
 
 @pytest.mark.parametrize("name", sorted(TOYS))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from luthier.models.chat_batches import Layout, collate, in_order
 from luthier.models.chat_model import ChatModel
 from luthier.models.lessons import Lessons
 from luthier.models.losses import Loss
+from luthier.models.senses.supply import Supply
 from luthier.runtime.devices import Devices
 
 
@@ -35,16 +37,22 @@ class AnswerLosses:
 
 
 def answer_losses(
-    model: ChatModel, lessons: Lessons, layout: Layout, devices: Devices, label: str = "scoring answers"
+    model: ChatModel,
+    lessons: Lessons,
+    layout: Layout,
+    devices: Devices,
+    label: str = "scoring answers",
+    supply: Supply | None = None,
 ) -> AnswerLosses:
-    """Score every lesson once; label smoothing plays no part."""
+    """Score every lesson once; label smoothing plays no part. A base that sees or hears needs its `supply`."""
     sum_R = torch.zeros(len(lessons), dtype=torch.float64, device=devices.device)
     weight_R = np.zeros(len(lessons))
     training = model.training
     model.eval()
     passes = devices.share(in_order(lessons, layout))
+    losses = partial(_losses, model, lessons, layout, devices, supply)
     for rows in progress(passes, label, len(passes)):
-        for row, loss in zip(rows, _losses(model, lessons, rows, layout, devices), strict=True):
+        for row, loss in zip(rows, losses(rows), strict=True):
             sum_R[row] = loss.sum
             weight_R[row] = loss.weight
     model.train(training)
@@ -53,9 +61,11 @@ def answer_losses(
     return AnswerLosses(sum_R.cpu().numpy(), weights.cpu().numpy())
 
 
-def _losses(model: ChatModel, lessons: Lessons, rows: list[int], layout: Layout, devices: Devices) -> list[Loss]:
+def _losses(
+    model: ChatModel, lessons: Lessons, layout: Layout, devices: Devices, supply: Supply | None, rows: list[int]
+) -> list[Loss]:
     """The loss of each row; where memory runs out, of one half after the other."""
-    batch = collate([lessons[row] for row in rows], layout.packed, layout.pad_id)
+    batch = collate([lessons[row] for row in rows], layout.packed, layout.pad_id, supply)
     with suppress(torch.OutOfMemoryError), torch.no_grad(), devices.precision.autocast():
         return model.row_losses(batch.to(devices.device))
     if len(rows) == 1:
@@ -63,4 +73,4 @@ def _losses(model: ChatModel, lessons: Lessons, rows: list[int], layout: Layout,
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    return [loss for half in halves for loss in _losses(model, lessons, half, layout, devices)]
+    return [loss for half in halves for loss in _losses(model, lessons, layout, devices, supply, half)]

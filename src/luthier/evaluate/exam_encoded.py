@@ -1,6 +1,6 @@
 """An exam's questions as token ids: each item in each wording and order, all of them in one call of the tokenizer.
 
-This module knows no model. Sound and pictures become ids beyond the vocabulary, which their reader gives out.
+This module knows no model. Media become ids beyond the vocabulary, which their reader gives out.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from luthier.data.exams.exam import Exam, ExamItem
-from luthier.errors import RequestError
+from luthier.errors import ChatError, RequestError
 from luthier.evaluate.exam_media import MediaReader
 from luthier.evaluate.exam_prompts import Asked, Asker
 from luthier.evaluate.loglikelihood import Request, Scored, encode, encode_answers
-from luthier.schema import Part
+from luthier.models.senses.base import Medium
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ class Encoded:
 def encode_exam(exam: Exam, asker: Asker, media: MediaReader | None) -> list[list[Encoded]]:
     """Of each item, each wording and order. Raises RequestError where options are the same ids, or media unreadable."""
     _check_media(exam, asker, media)
-    asked = [list(asker.ask(item)) for item in exam.items]
+    asked = [_asked(exam, asker, item) for item in exam.items]
     written = asker.settings.method == "generate"
     pairs = [pair for ways in asked for one in ways for pair in list(_pairs(one))[: 1 if written else None]]
     tokenizer = asker.template.tokenizer
@@ -45,17 +43,23 @@ def encode_exam(exam: Exam, asker: Asker, media: MediaReader | None) -> list[lis
     queue = iter(texts)
     found = []
     for item, ways in zip(exam.items, asked, strict=True):
-        shown = [part for one in (*asker.shots, item) for part in one.media]
         encoded = []
         for one in ways:
             mine = [next(queue) for _ in range(1 if written else len(item.options))]
-            if media is not None and shown:
-                mine = [_spelled(text, media, shown) for text in mine]
+            if media is not None and one.media:
+                mine = [_numbered(exam, item, text, media, one.media) for text in mine]
             _check_apart(exam, item, mine)
             divisors = [_divisor(asker.settings.normalization, *pair) for pair in zip(one.answers, mine, strict=False)]
             encoded.append(Encoded(one.prompt, one.reversed, tuple(mine), tuple(divisors)))
         found.append(encoded)
     return found
+
+
+def _asked(exam: Exam, asker: Asker, item: ExamItem) -> list[Asked]:
+    try:
+        return list(asker.ask(item))
+    except ChatError as error:
+        raise RequestError(f"exam {exam.name}: item {item.id}: {error.detail}", error.mend) from error
 
 
 def _check_media(exam: Exam, asker: Asker, media: MediaReader | None) -> None:
@@ -66,8 +70,6 @@ def _check_media(exam: Exam, asker: Asker, media: MediaReader | None) -> None:
                 reason, mend = "which this base does not read", "take a base that sees and hears"
             elif not asker.settings.chat_template:
                 reason, mend = "which stands only in a chat", "set chat_template: true for this exam"
-            elif asker.settings.method == "generate":
-                reason, mend = "and answers to such questions are not written", "set method: letters for this exam"
             if reason:
                 raise RequestError(f"exam {exam.name}: item {item.id} has {item.media[0].type}, {reason}", mend)
 
@@ -76,9 +78,12 @@ def _pairs(asked: Asked) -> Iterator[tuple[str, str]]:
     return zip(asked.contexts, asked.answers, strict=True)
 
 
-def _spelled(text: Scored, media: MediaReader, parts: Sequence[Part]) -> Scored:
-    ids = media.spell(text.ids.tolist(), parts)
-    return Scored(np.array(ids, np.int64), len(ids) - text.count)
+def _numbered(exam: Exam, item: ExamItem, text: Scored, media: MediaReader, shown: Sequence[Medium]) -> Scored:
+    try:
+        media.speller.check(text.ids.tolist(), shown)
+    except ChatError as error:
+        raise RequestError(f"exam {exam.name}: item {item.id}: {error.detail}", error.mend) from error
+    return Scored(media.write(text.ids.tolist(), shown), text.start)
 
 
 def _divisor(normalization: str, answer: str, text: Scored) -> float:

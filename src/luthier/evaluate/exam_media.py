@@ -1,149 +1,152 @@
-"""Sound and pictures of questions as vectors, made once for all options, orders and adapters of a base.
+"""Sound, pictures and videos of questions as vectors, made once for all options and orders, and for all adapters that
+leave what sees and hears as it is.
 
-Ids beyond the vocabulary stand for the vectors, one each, so texts that begin with one recording share it as they share
-words. The encoders must stay as they are: an adapter that tunes one is refused. This module knows no scores.
+Each vector has an id beyond the vocabulary, so texts that begin with one recording share it as they share words. An
+adapter that tunes an encoder has vectors of its own, which go with its sitting. This module knows no scores.
+
+Shapes: K layers that take vectors, M slots of some media, N of their numbers, D model width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from luthier.data.exams.exam import Exam
-from luthier.data.media import load_audio
-from luthier.data.pictures import load_picture
+from luthier.data.mediasource import MediaSource
 from luthier.errors import RequestError
-from luthier.models import adapters, quantized
-from luthier.models.families import FAMILIES, parameters_digest
-from luthier.models.features import FeatureStore
-from luthier.models.picture_features import EMBEDDING, PictureStore
+from luthier.models import adapters
+from luthier.models.families import parameters_digest
+from luthier.models.senses.base import Medium, Senses
+from luthier.models.senses.numbers import Ids, Numbers
+from luthier.models.senses.spelling import Speller
+from luthier.models.senses.store import VectorStore, parts
+from luthier.models.senses.supply import Supply
 from luthier.models.text_base import TextBase
-from luthier.models.token_tree import Ids
-from luthier.recipe_data import Limits
-from luthier.schema import Part
+from luthier.recipe_data import Frames, Limits
+from luthier.runtime.devices import Devices
+from luthier.schema import PartType
+
+_TUNED = (".lora_", ".base_layer.", ".modules_to_save.", ".original_module.")
+"""Parts of the names of what PEFT has put into a module: it may be switched on and off."""
 
 
-@dataclass(frozen=True)
-class Medium:
-    """One recording or picture: the numbers of its vectors, and where they are had from, (S, D)."""
-
-    reference: str
-    numbers: range
-    vectors: Callable[[str], torch.Tensor]
-
-
-@dataclass(frozen=True)
+@dataclass
 class MediaReader:
     """The media of some exams, for one base. Made by `MediaReader.of`."""
 
-    first: int
-    """The first id beyond the vocabulary."""
-    tokens: Mapping[int, str]
-    """The type of medium that a placeholder stands for."""
-    marks: Mapping[str, str]
-    """The placeholder of each type, as text."""
-    media: Mapping[str, Medium]
-    """By reference, in the order of their numbers."""
-    encoders: tuple[str, ...]
-    """Prefixes of the parts of the base that make vectors."""
+    speller: Speller
+    folder: Path
     digest: str
-    """sha256 of the weights of these parts."""
+    """sha256 of the weights of encoders and projectors of the base, as it was when this was made."""
+    numbers: Numbers
+    _media: dict[Medium, None] = field(default_factory=dict)
+    """Those of all questions, in their order."""
+    _stores: dict[PartType, VectorStore] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base: TextBase, exams: Sequence[Exam], folder: Path, limits: Limits) -> MediaReader | None:
-        """Make the vectors of all media (name pools too) in a folder of caches; None where there are no media.
+    def of(
+        cls, base: TextBase, exams: Sequence[Exam], folder: Path, limits: Limits, frames: Frames | None = None
+    ) -> MediaReader | None:
+        """A reader of the media of exams (name pools too) with a folder of vectors; None for a base of text alone.
 
-        Raises RequestError for a base that does not see or hear, MediaError for media that cannot be decoded.
+        Raises RequestError where such a base is asked about media, SourceError where the settings of the base's
+        processors cannot be read.
         """
-        kinds = {str(part.media): part.type for exam in exams for item in exam.items for part in item.media}
-        if not kinds:
+        kinds = {part.type for exam in exams for item in exam.items for part in item.media}
+        senses = base.senses
+        if senses is None:
+            if kinds:
+                raise RequestError(
+                    f"{base.name} reads text alone, and questions have {' and '.join(sorted(kinds))} in them",
+                    "take a base that sees and hears",
+                )
             return None
-        family = FAMILIES.get(base.model.config.model_type)
-        if family is None or quantized.kind_of(base.model):
-            raise RequestError(
-                f"{base.name} {'is quantised' if family else 'reads text alone'}, and questions have "
-                f"{' and '.join(sorted(set(kinds.values())))} in them",
-                f"take a whole base of one of: {', '.join(FAMILIES)}",
-            )
         blobs = {reference: data for exam in exams for reference, data in exam.blobs.items()}
-        stores: dict[str, FeatureStore | PictureStore] = {
-            "audio": FeatureStore(
-                folder,
-                family,
-                extractor_of(base),
-                lambda reference: load_audio(blobs[reference], limits),
-                base.model,
-                frozen=True,
-            ),
-            "image": PictureStore(folder, base.model, lambda reference: load_picture(blobs[reference], limits)),
-        }
-        media, begin = {}, 0
-        for kind, store in stores.items():
-            counts = store.prepare(reference for reference, its in kinds.items() if its == kind)
-            for reference, count in sorted(counts.items()):
-                media[reference] = Medium(reference, range(begin, begin + count), store.load)
-                begin += count
-        vision = base.model.config.vision_config
-        tokens = {family.audio_token_id(base.model): "audio", int(vision.image_token_id): "image"}
-        marks = {kind: str(base.tokenizer.convert_ids_to_tokens(token)) for token, kind in tokens.items()}
-        encoders = (family.encoder, *family.projector, EMBEDDING)
-        rows = int(base.model.get_input_embeddings().weight.shape[0])
-        return cls(rows, tokens, marks, media, encoders, parameters_digest(base.model, encoders))
+        source = MediaSource(blobs.__getitem__, limits, frames or Frames())
+        numbers = Numbers(senses, int(base.model.get_input_embeddings().weight.shape[0]))
+        digest = parameters_digest(base.model, _encoders(senses)) if kinds else ""
+        return cls(Speller(senses, source), folder, digest, numbers)
 
-    def spell(self, ids: Sequence[int], media: Sequence[Part]) -> list[int]:
-        """The ids with each placeholder replaced by the ids of its medium's vectors.
+    @property
+    def senses(self) -> Senses:
+        return self.speller.senses
 
-        Raises RequestError where placeholders and media do not go together one by one, or a picture stands beside
-        sound, which the base would then read in another way.
+    @property
+    def first(self) -> int:
+        """The first id beyond the vocabulary."""
+        return self.numbers.first
+
+    @property
+    def supply(self) -> Supply:
+        """The media as a `Generator` takes them, while a sitting lasts."""
+        return Supply(self.senses, self.speller.source, stores=self._stores)
+
+    def write(self, ids: Sequence[int], media: Sequence[Medium]) -> Ids:
+        """(L,) spelled ids of a text with the ids of vectors in their slots."""
+        self._media.update(dict.fromkeys(media))
+        return self.numbers.write(ids, media)
+
+    def read(self, ids: Ids) -> tuple[Ids, tuple[Medium, ...]]:
+        """The ids as they were spelled, and their media."""
+        return self.numbers.read(ids)
+
+    @contextmanager
+    def sitting(self, model: Any, devices: Devices) -> Iterator[None]:
+        """Have the vectors of all media as this model makes them, while the block lasts; with several processes the
+        leading one makes them.
+
+        Raises MediaError for a medium that cannot be decoded, DiskError where there is no room.
         """
-        written = [self.tokens[token] for token in ids if token in self.tokens]
-        wanted = [part.type for part in media]
-        if written != wanted or len(set(wanted)) > 1:
-            raise RequestError(
-                f"a question with {', '.join(wanted)} is written with {', '.join(written) or 'none'} in it",
-                "give a question pictures or sound, not both, and no placeholder of the base in its words",
-            )
-        queue = iter(media)
-        found: list[int] = []
-        for token in ids:
-            if token in self.tokens:
-                found += [self.first + number for number in self.media[str(next(queue).media)].numbers]
-            else:
-                found.append(token)
-        return found
+        bare = adapters.bare(model)
+        modes = [(module, module.training) for module in bare.modules()]  # encoders rest while they are asked
+        with TemporaryDirectory(prefix="luthier-vectors-") as scratch:
+            folder = self.folder if not self._media or self._as_made(bare) else Path(scratch)
+            try:
+                with devices.leader_first(), devices.precision.autocast():
+                    for kind in dict.fromkeys(medium.kind for medium in self._media):
+                        store = VectorStore(folder, self.senses, self.speller.source, bare, kind)
+                        store.prepare(medium for medium in self._media if medium.kind == kind)
+                        self._stores[kind] = store
+                yield
+            finally:
+                self._stores.clear()
+                for module, training in modes:
+                    module.training = training
 
-    def rows(self, numbers_N: Ids) -> torch.Tensor:
-        """(N, D) the vectors of these numbers."""
-        media = list(self.media.values())
-        which_N = np.searchsorted([medium.numbers.start for medium in media], numbers_N, side="right") - 1
-        parts, places = [], []
+    def rows(self, number_N: Ids) -> torch.Tensor:
+        """(N, D) the vectors of these ids, for bases with one layer of them."""
+        which_N = self.numbers.which(number_N)
+        found, places = [], []
         for which in np.unique(which_N):
             place_M = np.flatnonzero(which_N == which)
-            medium = media[which]
-            vectors_SD = medium.vectors(medium.reference)
-            parts.append(vectors_SD[torch.from_numpy(numbers_N[place_M] - medium.numbers.start)])
+            medium, begin = self.numbers.medium(int(which))
+            vectors_SD = self._stores[medium.kind].load(medium)[0]
+            found.append(vectors_SD[torch.from_numpy(number_N[place_M] - begin)])
             places.append(place_M)
         order_N = np.argsort(np.concatenate(places))
-        return torch.cat(parts)[torch.from_numpy(order_N)]
+        return torch.cat(found)[torch.from_numpy(order_N)]
 
-    def check(self, model: Any) -> None:
-        """Raise RequestError where the adapter in force has changed what makes the vectors."""
-        if parameters_digest(adapters.bare(model), self.encoders) != self.digest:
-            raise RequestError(
-                "this adapter tunes the part of the base that hears or sees, whose vectors are made once for all",
-                "merge it into the base, and examine that as a base of its own",
-            )
+    def vectors(self, media: Iterable[Medium]) -> torch.Tensor | None:
+        """(K, M, D) of some media, end to end; None for none."""
+        found = [self._stores[medium.kind].load(medium) for medium in media]
+        return torch.cat(found, dim=1) if found else None
+
+    def _as_made(self, bare: Any) -> bool:
+        """Whether encoders and projectors are those of the base, with nothing put into them."""
+        encoders = _encoders(self.senses)
+        names = [name for name in bare.state_dict() if name.startswith(encoders)]
+        if any(word in name for name in names for word in _TUNED):
+            return False
+        return parameters_digest(bare, encoders) == self.digest
 
 
-def extractor_of(base: TextBase) -> Any:
-    """What makes log-mel of sound for this base."""
-    from transformers import AutoFeatureExtractor, Phi4MultimodalFeatureExtractor
-
-    if base.name.startswith("toy:"):
-        return Phi4MultimodalFeatureExtractor()
-    return AutoFeatureExtractor.from_pretrained(base.name, revision=base.revision or None, trust_remote_code=False)
+def _encoders(senses: Senses) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for kind in senses.kinds for name in parts(senses, kind)))

@@ -1,19 +1,22 @@
 """How a question is put to a model, in words: three wordings, plain or as a chat's turns, with solved ones before it.
 
 Plain prompts of the wording `question` are those of lm-evaluation-harness for PIQA, WinoGrande and lettered questions,
-so that equal strings are asked. This module knows strings alone: no tokens and no model.
+so that equal strings are asked. Media are parts of the user's turn, before the question, and are spelled as in lessons.
+This module knows strings alone: no tokens and no model.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from luthier.data.exams.exam import Exam, ExamItem
 from luthier.errors import RequestError
 from luthier.models.chat import ChatTemplate
+from luthier.models.senses.base import Medium
+from luthier.models.senses.spelling import Speller, Told
 from luthier.recipe_exam import ExamSettings
 from luthier.schema import Message, Part
 
@@ -77,6 +80,8 @@ class Asked:
     reversed: bool
     contexts: tuple[str, ...]
     answers: tuple[str, ...]
+    media: tuple[Medium, ...] = ()
+    """Those that the contexts have spelled in them, in order: the same for every option."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Asker:
     partial: bool
     """The question is a sentence with a blank (WinoGrande), scored by what follows the blank, with method text."""
     shots: tuple[ExamItem, ...]
-    marks: Mapping[str, str]
+    speller: Speller | None
 
     @classmethod
     def of(
@@ -97,9 +102,9 @@ class Asker:
         settings: ExamSettings,
         template: ChatTemplate,
         pool: Exam | None = None,
-        marks: Mapping[str, str] | None = None,
+        speller: Speller | None = None,
     ) -> Asker:
-        """`marks` are what the base has for one sound or picture, as text.
+        """`speller` writes media for a base that sees or hears.
 
         Raises RequestError where the settings cannot be met: no chat template, too many options, too few shots, a
         sentence without words after its blank where these are scored.
@@ -115,19 +120,24 @@ class Asker:
                 _check_letters(exam, item)
             elif partial:
                 _check_blank(exam, item)
-        return cls(settings, template, partial, shots, marks or {})
+        return cls(settings, template, partial, shots, speller)
 
     def ask(self, item: ExamItem) -> Iterator[Asked]:
-        """The item in each wording and order: the first wording in the file's order first."""
+        """The item in each wording and order: the first wording in the file's order first.
+
+        Raises ChatError for media that the base's template or its senses do not take.
+        """
         orders = (False, True) if self.settings.both_orders and self.settings.method != "text" else (False,)
         for prompt in self.settings.prompts:
             for backwards in orders:
                 yield self._asked(item, prompt, backwards)
 
     def _asked(self, item: ExamItem, prompt: str, backwards: bool) -> Asked:
-        stem = (
-            self._chat(item, prompt, backwards) if self.settings.chat_template else self._text(item, prompt, backwards)
-        )
+        media: tuple[Medium, ...] = ()
+        if self.settings.chat_template:
+            stem, media = self._chat(item, prompt, backwards)
+        else:
+            stem = self._text(item, prompt, backwards)
         # In a chat the template says what stands between the turn's beginning and its first word.
         blank = "" if self.settings.chat_template and not self.partial else " "
         places = range(len(item.options))
@@ -136,6 +146,7 @@ class Asker:
             backwards,
             tuple(stem + self._given(item, option) for option in places),
             tuple(blank + self._answer(item, option, backwards) for option in places),
+            media,
         )
 
     def _answer(self, item: ExamItem, option: int, backwards: bool) -> str:
@@ -164,24 +175,26 @@ class Asker:
         solved = [self._body(shot, prompt, False) + blank + self._solved(shot) for shot in self.shots]
         return "\n\n".join([*solved, self._body(item, prompt, backwards)])
 
-    def _chat(self, item: ExamItem, prompt: str, backwards: bool) -> str:
-        """The rendered chat up to where the assistant's answer begins, solved questions as turns before it."""
+    def _chat(self, item: ExamItem, prompt: str, backwards: bool) -> tuple[str, tuple[Medium, ...]]:
+        """The rendered chat up to where the assistant's answer begins, solved questions as turns before it; and the
+        media that are spelled in it."""
         turns: list[Message] = []
         for shot in self.shots:
-            turns += [_turn("user", self._shown(shot, prompt, False)), _turn("assistant", self._solved(shot))]
-        turns += [_turn("user", self._shown(item, prompt, backwards)), _turn("assistant", _PROBE)]
-        text = self.template.write([self.template.turn(turn) for turn in turns]).text
+            turns += [self._shown(shot, prompt, False), _turn("assistant", self._solved(shot))]
+        turns += [self._shown(item, prompt, backwards), _turn("assistant", _PROBE)]
+        told = Told(tuple(turns)) if self.speller is None else self.speller.told(turns, self.template)
+        text = self.template.write([self.template.turn(turn) for turn in told.messages]).text
         if _PROBE not in text:
             raise RequestError(
                 f"the chat template of {self.template.name} does not write the assistant's answer",
                 "set chat_template: false for this exam",
             )
-        return text[: text.rindex(_PROBE)]
+        stem = text[: text.rindex(_PROBE)]
+        return stem if self.speller is None else self.speller.spell(stem, told).text, told.media
 
-    def _shown(self, item: ExamItem, prompt: str, backwards: bool) -> str:
+    def _shown(self, item: ExamItem, prompt: str, backwards: bool) -> Message:
         """A user's turn: its media, then the question."""
-        media = "".join(self.marks[part.type] for part in item.media)
-        return media + self._body(item, prompt, backwards)
+        return Message("user", (*item.media, Part("text", self._body(item, prompt, backwards))))
 
     def _body(self, item: ExamItem, prompt: str, backwards: bool) -> str:
         """The question in words: a plain prompt, or a user's turn."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -23,8 +24,9 @@ from luthier.evaluate.exam_encoded import Encoded, encode_exam
 from luthier.evaluate.exam_media import MediaReader
 from luthier.evaluate.exam_prompts import Asker
 from luthier.evaluate.generate import Decoding, Generator
-from luthier.evaluate.loglikelihood import scoring
+from luthier.evaluate.loglikelihood import Scored, scoring
 from luthier.evaluate.marking import Marker
+from luthier.evaluate.seeing import Prompt
 from luthier.evaluate.written import parse_choice
 from luthier.exam_records import ExamAsked, ExamPrediction
 from luthier.models import adapters
@@ -76,12 +78,12 @@ class Examiner:
         pool: Exam | None = None,
         media: MediaReader | None = None,
     ) -> Examiner:
-        """Put all questions into words and ids. `media` turns sound and pictures into vectors, on a base that can.
+        """Put all questions into words and ids. `media` turns sound, pictures and videos into vectors.
 
         Raises RequestError where the settings cannot be met: no chat template, too few shots, more options than
         letters, options that are the same ids, media that this base does not read.
         """
-        asker = Asker.of(exam, settings, template, pool, {} if media is None else media.marks)
+        asker = Asker.of(exam, settings, template, pool, None if media is None else media.speller)
         asked = encode_exam(exam, asker, media)
         # What sources are called, and how answers were found in them, is in the content already.
         put = asdict(replace(settings, labels="", answers="", pool=""))
@@ -91,7 +93,10 @@ class Examiner:
         stops = [template.stop, template.tokenizer.eos_token_id]
         digest = sha256(canonical([exam.digest, put, named, shown, stops]).encode())
         for text in (text for ways in asked for one in ways for text in one.texts):
-            digest.update(canonical([text.start, len(text.ids)]).encode() + text.ids.tobytes())
+            ids, its = (text.ids, ()) if media is None else media.read(text.ids)
+            digest.update(canonical([text.start, len(ids)]).encode() + ids.tobytes())
+            if its and media is not None:
+                digest.update(media.speller.digest().encode())
         return cls(exam, settings, template, asked, digest.hexdigest(), media)
 
     def examine(
@@ -117,10 +122,9 @@ class Examiner:
         read = 0
         if left:
             self._check_lengths(model)
-            if self.media is not None:
-                self.media.check(model)
             examined = self._write if self.settings.method == "generate" else self._score
-            read = examined(model, devices, left, finish)
+            with nullcontext() if self.media is None else self.media.sitting(model, devices):
+                read = examined(model, devices, left, finish)
         texts = (text for ways in self.asked for one in ways for text in one.texts)
         predictions = [found[item.id] for item in self.exam.items]
         return Sitting(predictions, sum(len(text.ids) for text in texts), read, time.monotonic() - begin)
@@ -147,12 +151,14 @@ class Examiner:
 
     def _write(self, model: Any, devices: Devices, left: Set[int], finish: Finish) -> int:
         """Have the model write its answers. Returns the tokens read, its own included."""
-        generator, decoding = Generator(model, self.template, devices), Decoding(self.settings.max_new_tokens)
+        supply = None if self.media is None else self.media.supply
+        generator = Generator(model, self.template, devices, supply=supply)
+        decoding = Decoding(self.settings.max_new_tokens)
         parts = [range(begin, min(begin + WRITTEN, len(self.asked))) for begin in range(0, len(self.asked), WRITTEN)]
         read = 0
         for part in (part for part in parts if not left.isdisjoint(part)):
             texts = [one.texts[0] for at in part for one in self.asked[at]]
-            answers = generator([text.ids[: text.start].tolist() for text in texts], decoding, self.exam.name)
+            answers = generator([self._prompt(text) for text in texts], decoding, self.exam.name)
             read += sum(text.start + len(answer.ids) for text, answer in zip(texts, answers, strict=True))
             queue = iter(answers)
             for at in part:
@@ -160,6 +166,11 @@ class Examiner:
                 if at in left:
                     finish(at, ways)
         return read
+
+    def _prompt(self, text: Scored) -> Prompt:
+        """What comes before the scored part, as a `Generator` takes it."""
+        ids, media = (text.ids, ()) if self.media is None else self.media.read(text.ids)
+        return Prompt(ids[: text.start].tolist(), media)
 
     def _scored(self, at: int, one: Encoded, sums: Sequence[float]) -> ExamAsked:
         """What is no number chooses nothing: with one NaN among them, the largest would depend on their order."""

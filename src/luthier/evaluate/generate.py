@@ -2,14 +2,15 @@
 
 Prompts of one pass are padded on the left, and neither the padding nor the company changes a greedy answer. A base's
 own settings for generation (such as a repetition penalty) play no part, or answers before and after training would not
-be the model's alone. This module knows nothing of stages, records and pages.
+be the model's alone. Bases that see or hear are read by `seeing`, whether a prompt has media or not. This module knows
+nothing of stages, records and pages.
 
 Shapes: B prompts of one pass, L tokens of the longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,11 @@ import torch
 
 from luthier.console import progress
 from luthier.errors import RequestError
+from luthier.evaluate.seeing import Prompt, Reader, apart
 from luthier.models import adapters
 from luthier.models.chat import ChatTemplate
+from luthier.models.senses.spelling import Speller
+from luthier.models.senses.supply import Supply
 from luthier.runtime.devices import Devices
 from luthier.schema import Message
 
@@ -55,6 +59,15 @@ def prompt_ids(template: ChatTemplate, messages: Sequence[Message], tools: list[
     return ids
 
 
+def prompt_of(
+    template: ChatTemplate, messages: Sequence[Message], tools: list[Any] | None = None, speller: Speller | None = None
+) -> Prompt:
+    """What asks for the answer to these messages, with their media where a `speller` writes them. Raises ChatError."""
+    if speller is None:
+        return Prompt(prompt_ids(template, messages, tools))
+    return Prompt(*speller.prompt(template, messages, tools))
+
+
 @dataclass(frozen=True)
 class Generator:
     """A chat model (plain or under PEFT, whole or quantised) with what it needs to answer."""
@@ -63,24 +76,38 @@ class Generator:
     template: ChatTemplate
     devices: Devices
     batch_size: int = 8
+    supply: Supply | None = None
+    """The media of prompts, for a base that sees or hears; without it prompts are text alone."""
 
-    def __call__(self, prompts: Sequence[Sequence[int]], decoding: Decoding, label: str = "answering") -> list[Answer]:
+    def __call__(
+        self, prompts: Sequence[Sequence[int] | Prompt], decoding: Decoding, label: str = "answering"
+    ) -> list[Answer]:
         """One answer a prompt, in order. The same seed draws the same answers for the same list of prompts.
 
-        Raises RequestError for an empty prompt or an answer of no length.
+        Raises RequestError for an empty prompt, an answer of no length or media without a supply, MediaError for a
+        medium that cannot be decoded.
         """
         if decoding.max_new_tokens < 1 or not all(len(prompt) for prompt in prompts):
             raise RequestError(
                 f"{len(prompts)} prompts, {decoding.max_new_tokens} tokens at most: there is nothing to answer",
                 "give each prompt a token, and an answer one or more",
             )
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        asked = [one if isinstance(one, Prompt) else Prompt(one) for one in prompts]
+        if self.supply is None and any(one.media for one in asked):
+            raise RequestError("prompts hold media, and nothing supplies them", "give the Generator a supply")
+        parts = self._parts(asked, decoding)
         found: dict[int, Answer] = {}
         with self._answering(decoding):
             for part in progress(parts, label, len(parts)):
-                found.update(zip(part, self._answer([prompts[i] for i in part], decoding), strict=True))
+                found.update(zip(part, self._answer([asked[i] for i in part], decoding), strict=True))
         return [found[i] for i in range(len(prompts))]
+
+    def _parts(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
+        """Prompts of like length together."""
+        alone = set() if self.supply is None else apart(adapters.bare(self.model), prompts, decoding.max_new_tokens)
+        order = sorted(set(range(len(prompts))) - alone, key=lambda i: len(prompts[i]))
+        parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [*parts, *([place] for place in sorted(alone))]
 
     @property
     def stops(self) -> list[int]:
@@ -90,12 +117,27 @@ class Generator:
         found.update(named if isinstance(named, list) else [named])
         return sorted(token for token in found if token is not None)
 
-    def _answer(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> Iterator[Answer]:
+    def _answer(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[Answer]:
+        stops, pad = self.stops, self.template.tokenizer.pad_token_id or 0
+        if self.supply is None:
+            found = self._continued(prompts, decoding, pad)
+        else:
+            with self.devices.precision.autocast():
+                reader = Reader(adapters.bare(self.model), self.supply, pad)
+                found = reader.answers(prompts, _chooser(decoding), stops, decoding.max_new_tokens)
+        for ids in found:
+            end = next((at for at, token in enumerate(ids) if token in stops), None)
+            kept = ids if end is None else ids[: end + 1]
+            text = self.template.tokenizer.decode(kept if end is None else ids[:end], skip_special_tokens=True)
+            yield Answer(kept, text, end is not None)
+
+    def _continued(self, prompts: Sequence[Prompt], decoding: Decoding, pad: int) -> list[list[int]]:
+        """What follows prompts of text, by the library's own loop."""
         from transformers import GenerationConfig
 
-        pad, width, stops = self.template.tokenizer.pad_token_id or 0, max(map(len, prompts)), self.stops
+        width, stops = max(map(len, prompts)), self.stops
         device = self.devices.device
-        rows = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        rows = [[pad] * (width - len(prompt)) + list(prompt.ids) for prompt in prompts]
         ids_BL = torch.tensor(rows, device=device)
         lengths_B1 = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         mask_BL = (torch.arange(width, device=device) >= width - lengths_B1).long()
@@ -109,11 +151,8 @@ class Generator:
         model = adapters.bare(self.model)
         with torch.no_grad(), self.devices.precision.autocast(), _without_settings(model):
             out_BL = model.generate(input_ids=ids_BL, attention_mask=mask_BL, generation_config=settings)
-        for ids in out_BL[:, width:].tolist():
-            end = next((at for at, token in enumerate(ids) if token in stops), None)
-            kept = ids if end is None else ids[: end + 1]
-            text = self.template.tokenizer.decode(kept if end is None else ids[:end], skip_special_tokens=True)
-            yield Answer(kept, text, end is not None)
+        found: list[list[int]] = out_BL[:, width:].tolist()
+        return found
 
     @contextmanager
     def _answering(self, decoding: Decoding) -> Iterator[None]:
@@ -127,6 +166,20 @@ class Generator:
                 yield
         finally:
             self.model.train(training)
+
+
+def _chooser(decoding: Decoding) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(B, V) logits -> (B,) ids: the likeliest, or one drawn."""
+    if not decoding.temperature:
+        return lambda logits_BV: logits_BV.argmax(dim=-1)
+
+    def draw(logits_BV: torch.Tensor) -> torch.Tensor:
+        sorted_BV, order_BV = (logits_BV / decoding.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+        before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+        kept_BV = sorted_BV.masked_fill(before_BV >= decoding.top_p, 0.0)  # the likeliest always stays
+        return order_BV.gather(1, torch.multinomial(kept_BV, 1))[:, 0]
+
+    return draw
 
 
 @contextmanager

@@ -9,6 +9,7 @@ packed weights without rounding it away. Models that judge are merged in `verdic
 from __future__ import annotations
 
 import gc
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from luthier.exporting.kinds import Subject
 from luthier.exporting.receipt import Questions, Readings, max_gap, read, reloaded
 from luthier.models import adapters, quantized
 from luthier.models.chat import ChatTemplate
-from luthier.models.load import DTYPES
+from luthier.models.load import DTYPES, auto_class, read_config
 from luthier.runtime.devices import Devices
 
 SHARD = "4GB"
 TEXTS = 300
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 LIMITS = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.5}
 """The largest logit gap that rounding explains: weights and activations of bfloat16 have 8 bits of precision, those of
 float16 have 11, and logits of published models reach some 30."""
@@ -123,6 +125,7 @@ def merge(
     model.name_or_path = model.config.name_or_path = ""  # places on this machine are nobody's business
     model.save_pretrained(str(out), max_shard_size=SHARD)
     tokenizer.save_pretrained(str(out))
+    fill_processors(settings.base, settings.revision, out)
     model = None
     gc.collect()
     said, words = read_merged(out, asked, dtype, ours, tokenizer)
@@ -137,15 +140,27 @@ def merge(
     return found
 
 
+def fill_processors(base: str, revision: str, out: Path) -> None:
+    """Put the settings of a base's processors of media beside its merged weights, as they are published."""
+    from transformers.utils import cached_file
+
+    where = {"revision": None if Path(base).is_dir() else revision or None}
+    for name in () if base.startswith("toy:") else PROCESSORS:
+        found = cached_file(base, name, _raise_exceptions_for_missing_entries=False, **where)
+        if found:
+            shutil.copyfile(found, out / name)
+
+
 def read_merged(
     folder: Path, asked: Questions, dtype: str, reference: Readings, trained: Any
 ) -> tuple[Readings, Words]:
     """What a merged folder says when plain transformers loads it, and how it reads texts beside `trained`, the
     tokenizer of the adapter."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     devices = Devices(dtype)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], trust_remote_code=False)
+    maker = auto_class(read_config(str(folder), None))
+    model = maker.from_pretrained(folder, dtype=DTYPES[dtype], trust_remote_code=False)
     devices.place(model)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     found = read(model.eval(), tokenizer, asked, devices, reference)

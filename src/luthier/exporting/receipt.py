@@ -1,8 +1,9 @@
 """The parity receipt: the same prompts through every form of a model, and where the answers part.
 
 The first form is the trainer's own (the base with the adapter, as the run evaluates it); the others are held against
-it: greedy answers token by token, and logits at the prompt's last position and along the trainer's answer. This module
-loads the trainer's and the plain PEFT form of a chat; verdicts are in `verdict_receipt`. It writes no file.
+it: greedy answers token by token, and logits at the prompt's last position and along the trainer's answer. Of a base
+that sees or hears the prompts hold the media of their rows. This module loads the trainer's and the plain PEFT form of
+a chat; verdicts are in `verdict_receipt`. It writes no file.
 
 Shapes: N positions (the prompt's last one, and one for each token of the answer but the last), V vocabulary.
 """
@@ -15,6 +16,7 @@ import importlib.metadata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,18 @@ import numpy as np
 import torch
 
 from luthier.data.building.rows import TableRow
-from luthier.data.table import iter_batches
+from luthier.data.mediasource import MediaSource
+from luthier.data.table import iter_batches, media_bytes
 from luthier.errors import ChatError
-from luthier.evaluate.generate import Decoding, Generator, prompt_ids
+from luthier.evaluate.generate import Decoding, Generator, prompt_of
+from luthier.evaluate.seeing import Prompt, Reader
 from luthier.exporting.kinds import Subject
 from luthier.files import sha256_bytes, sha256_file
 from luthier.models import adapters
 from luthier.models.chat import ChatTemplate, load_tokenizer, tools_of
+from luthier.models.senses.base import Senses
+from luthier.models.senses.spelling import Speller
+from luthier.models.senses.supply import Medium, Supply
 from luthier.models.text_base import TextBase, load_text_base, tokenizer_digest
 from luthier.models.tokens import GROWTH
 from luthier.runtime.devices import Devices
@@ -67,10 +74,28 @@ _NEUTRAL = (
 
 @dataclass(frozen=True)
 class Questions:
-    """The prompts as ids, and where they are from."""
+    """The prompts as ids, and where they are from; for a base that sees or hears also the media of each."""
 
     prompts: list[list[int]]
     origin: str
+    media: Sequence[tuple[Medium, ...]] = ()
+    supply: Supply | None = None
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], origin: str, supply: Supply | None) -> Questions:
+        media = [one.media for one in prompts] if supply else []
+        return cls([list(one.ids) for one in prompts], origin, media, supply)
+
+    def asked(self) -> list[Prompt]:
+        """The prompts with their media."""
+        return [
+            Prompt(ids, media) for ids, media in zip(self.prompts, self.media or [()] * len(self.prompts), strict=True)
+        ]
+
+    def digest(self) -> str:
+        """sha256 of what is asked."""
+        references = [[medium.reference for medium in media] for media in self.media]
+        return sha256_bytes(canonical([self.prompts, references] if any(references) else self.prompts).encode())
 
 
 @dataclass(frozen=True)
@@ -100,20 +125,28 @@ class Trainer:
         return cls(base, model.language_model, devices)
 
 
-def questions(subject: Subject, tokenizer: Any, longest: int) -> Questions:
-    """Up to 20 prompts of at most `longest` tokens: of the rows that the run held out, else neutral ones."""
+def questions(subject: Subject, tokenizer: Any, longest: int, senses: Senses | None = None) -> Questions:
+    """Up to 20 prompts of at most `longest` tokens: of the rows that the run held out, else neutral ones.
+
+    Rows with media are asked where the base's `senses` are given.
+    """
     template, recipe = ChatTemplate.of(tokenizer), subject.recipe
-    found = [ids for ids in (_ask(template, item.row, longest) for item in _held_out(subject)) if ids]
+    supply = speller = None
+    if senses is not None:
+        source = MediaSource(partial(media_bytes, subject.run.data), recipe.data.limits, recipe.data.frames)
+        supply, speller = Supply(senses, source), Speller(senses, source)
+    ask = partial(_ask, template, speller, longest)
+    found = [one for one in (ask(item.row) for item in _held_out(subject)) if one]
     if found:
-        return Questions(found[:PROMPTS], f"held-out rows of {recipe.name or subject.run.path.name}")
+        return Questions.of(found[:PROMPTS], f"held-out rows of {recipe.name or subject.run.path.name}", supply)
     rows = [
         Row("", (Message("user", (Part("text", text),)),), NO_TARGET, "", "test", Provenance("neutral", ""))
         for text in _NEUTRAL
     ]
     if template.chats:
-        return Questions([ids for ids in (_ask(template, row, longest) for row in rows) if ids], "neutral questions")
-    plain: list[list[int]] = [tokenizer(text)["input_ids"] for text in _NEUTRAL]
-    return Questions(plain, "neutral texts: the base has no chat template")
+        return Questions.of([one for one in map(ask, rows) if one], "neutral questions", supply)
+    plain = [Prompt(tokenizer(text)["input_ids"]) for text in _NEUTRAL]
+    return Questions.of(plain, "neutral texts: the base has no chat template", supply)
 
 
 def _held_out(subject: Subject) -> list[TableRow]:
@@ -133,16 +166,16 @@ def _held_out(subject: Subject) -> list[TableRow]:
     return []
 
 
-def _ask(template: ChatTemplate, row: Row, longest: int) -> list[int]:
-    """The ids that ask for a chat's last answer; empty where it cannot be asked."""
+def _ask(template: ChatTemplate, speller: Speller | None, longest: int, row: Row) -> Prompt | None:
+    """What asks for a chat's last answer; None where it cannot be asked."""
     messages = row.messages[:-1] if row.messages and row.messages[-1].role == "assistant" else row.messages
-    if not messages or row.media or not template.chats:
-        return []
+    if not messages or (row.media and speller is None) or not template.chats:
+        return None
     try:
-        ids = prompt_ids(template, messages, tools_of(row))
+        prompt = prompt_of(template, messages, tools_of(row), speller)
     except ChatError:
-        return []
-    return ids if 0 < len(ids) <= longest else []
+        return None
+    return prompt if 0 < len(prompt) <= longest else None
 
 
 def reloaded(subject: Subject, folder: Path, devices: Devices, settings: Any) -> tuple[Any, Any]:
@@ -169,23 +202,30 @@ def grown_rows(subject: Subject, folder: Path, rows: int) -> int:
 @torch.no_grad()
 def read(model: Any, tokenizer: Any, asked: Questions, devices: Devices, reference: Readings | None) -> Readings:
     """A form's greedy answers, and its logits along the reference's answers (its own, where it is the first)."""
-    generate = Generator(model, ChatTemplate.of(tokenizer), devices, batch_size=1)
-    said = generate(asked.prompts, Decoding(ANSWER_TOKENS), "receipt")
+    generate = Generator(model, ChatTemplate.of(tokenizer), devices, 1, asked.supply)
+    said = generate(asked.asked(), Decoding(ANSWER_TOKENS), "receipt")
     answers = [one.ids[: -1 if one.stopped else None] for one in said]
     logits = []
-    for prompt, answer in zip(asked.prompts, (reference or Readings(answers, [])).answers, strict=True):
-        ids = torch.tensor([[*prompt, *answer]], device=devices.device)
+    for prompt, answer in zip(asked.asked(), (reference or Readings(answers, [])).answers, strict=True):
         with devices.precision.autocast():
-            found = adapters.bare(model)(input_ids=ids, use_cache=False).logits
-        logits.append(found[0, len(prompt) - 1 :].float().cpu())
+            logits.append(_logits(adapters.bare(model), asked.supply, prompt, answer, devices).float().cpu())
     return Readings(answers, logits)
+
+
+def _logits(model: Any, supply: Supply | None, prompt: Prompt, answer: list[int], devices: Devices) -> torch.Tensor:
+    """(N, V) after the prompt and along the answer."""
+    if supply is not None:
+        return Reader(model, supply, 0).logits(prompt, answer)
+    ids = torch.tensor([[*prompt.ids, *answer]], device=devices.device)
+    found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return found[0, len(prompt) - 1 :]
 
 
 def trainer_readings(subject: Subject) -> tuple[Questions, Readings]:
     """The prompts, and what the trainer's model makes of them. Its memory is given back."""
     trainer = Trainer.load(subject)
     most = int(trainer.base.model.config.get_text_config().max_position_embeddings) - ANSWER_TOKENS
-    asked = questions(subject, trainer.base.tokenizer, most)
+    asked = questions(subject, trainer.base.tokenizer, most, trainer.base.senses)
     found = read(trainer.model, trainer.base.tokenizer, asked, trainer.devices, None)
     del trainer
     gc.collect()
@@ -243,7 +283,8 @@ def chat_receipt(
         "prompts": {
             "count": len(asked.prompts),
             "origin": asked.origin,
-            "sha256": sha256_bytes(canonical(asked.prompts).encode()),
+            "sha256": asked.digest(),
+            **({"with_media": sum(map(bool, asked.media))} if asked.media else {}),
             "answer_tokens": ANSWER_TOKENS,
         },
         "template_sha256": hashlib.sha256(template.encode()).hexdigest(),

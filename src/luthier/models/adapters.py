@@ -5,6 +5,9 @@
 * `full`: every weight that the inputs pass through is trained in place. It is saved in PEFT's own format as
   `modules_to_save` of every module that owns a tuned weight, so the same plain loader serves both.
 
+Of a base that sees or hears the language is tuned, and no other part unless the recipe names it: with LoRA in
+model.lora.parts, or whole with model.train_encoder and model.train_projector (see `parts`).
+
 What is tuned is held in float32 whatever the base is held in: in bfloat16 a usual step is rounded away. A chat's folder
 also says which base and tokenizer it belongs to (adapter_base.json), and is refused on any other.
 """
@@ -24,7 +27,8 @@ from luthier.errors import CheckpointError, RequestError
 from luthier.files import read_json, write_json
 from luthier.models import quantized
 from luthier.models.load import Base
-from luthier.models.targets import is_tied, lora_targets, name_of, whole_modules
+from luthier.models.parts import ENCODER, LANGUAGE, PROJECTOR, Parts, modules_of, wanted_parts
+from luthier.models.targets import is_tied, name_of, part_targets, whole_modules
 from luthier.models.text_base import BaseFacts, TextBase
 from luthier.recipe_model import ModelConfig
 
@@ -36,6 +40,8 @@ _NO_LORA = "dummy-target-modules"
 """PEFT's own constant for a configuration without LoRA layers."""
 _SCALE = ("r", "lora_alpha", "use_rslora", "use_dora")
 """Settings that change what saved tensors mean without changing a name or a shape."""
+_TUNED = "luthier_tuned"
+"""Where a base whose weights are trained in place keeps the names of what its folder holds."""
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 """Settings of adapters made elsewhere: exceptions from r and lora_alpha, by module."""
 
@@ -51,21 +57,69 @@ def attach(base: Base | TextBase, config: ModelConfig, token_ids: Mapping[str, i
             raise RequestError(
                 f"model.tuning: full, and {config.base} is quantised", "set model.tuning: lora, or take a whole base"
             )
-        model = base.model.float()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(base.family.frozen))
-        return model
+        return _tune_in_place(base, config)
     return _attach_lora(base, config, sorted({*token_ids.values(), *base.grown}), seed)
+
+
+def parts_of(base: Base | TextBase, config: ModelConfig) -> Parts:
+    """The parts of a base, told apart as far as the recipe tunes them.
+
+    Raises RequestError where it tunes a part that the base does not have, or one in two ways.
+    """
+    wanted = wanted_parts(config.lora.parts, config.train_encoder, config.train_projector, config.tuning == "lora")
+    if not isinstance(base, TextBase) or not wanted:
+        return Parts(base.family)
+    if base.senses is None:
+        raise RequestError(
+            f"model: {wanted[0]} is to be tuned, and {config.base} reads text alone",
+            "set model.lora.parts: [language], and model.train_encoder and model.train_projector: false",
+        )
+    return Parts(base.family, base.senses)
+
+
+def _whole_parts(config: ModelConfig) -> list[str]:
+    return [ENCODER] * config.train_encoder + [PROJECTOR] * config.train_projector
+
+
+def _tune_in_place(base: Base | TextBase, config: ModelConfig) -> Any:
+    model = base.model.float()
+    parts = parts_of(base, config)
+    if not isinstance(base, TextBase):
+        trained = {name for name, _ in model.named_parameters() if not name.startswith(base.family.frozen)}
+    else:
+        language = parts.parameters(model, [LANGUAGE])
+        others = parts.parameters(model, _whole_parts(config))
+        # The folder would hold the language twice where a part's own tensor lies in the module around both.
+        trained = language | {name for name in others if not any(_owned(one, _owner(name)) for one in language)}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name in trained)
+    owners = _owners([name for name, _ in _trained(model)])
+    everything = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    setattr(model, _TUNED, frozenset(name for name in everything if any(_owned(name, owner) for owner in owners)))
+    return model
+
+
+def _owner(name: str) -> str:
+    """The module that a parameter is of."""
+    return name.rpartition(".")[0]
+
+
+def _owned(name: str, module: str) -> bool:
+    return name.startswith(module + ".")
 
 
 def _attach_lora(base: Base | TextBase, config: ModelConfig, rows: list[int], seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     _refuse_dora_on_int8(base.model, config)
-    targets = lora_targets(base.model, base.family, config.lora.target_modules)
+    parts = parts_of(base, config)
+    targets = part_targets(base.model, parts, config.lora.parts, config.lora.target_modules)
     whole = whole_modules(base.model, config.modules_to_save, targets)
     if isinstance(base, Base):
         whole += [base.family.encoder] * config.train_encoder + list(base.family.projector) * config.train_projector
+    else:
+        # Not above these names, by which the parts are found under PEFT too.
+        whole += modules_of(base.model, parts.parameters(base.model, _whole_parts(config)), parts.prefixes)
     ends = {name_of(base.model, part) for part in (base.model.get_input_embeddings(), _head(base.model))}
     together = is_tied(base.model) and not ends.isdisjoint(whole)
     settings = LoraConfig(
@@ -207,7 +261,7 @@ def _settings(model: Any, base_name: str) -> Any:
         return model.peft_config["default"]
     from peft import LoraConfig
 
-    owners = _owners(model, [name for name, _ in _tuned(model)])
+    owners = _owners([name for name, _ in _tuned(model)])
     return LoraConfig(
         r=1, target_modules=_NO_LORA, modules_to_save=owners, base_model_name_or_path=base_name, task_type=None
     )
@@ -292,15 +346,30 @@ def reset_tokens(model: Any, base: Base, token_ids: dict[str, int], rows: torch.
 
 
 def _tuned(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """Tuned weights of a bare model by name; the tied head appears under its own name too, as `peft` saves it."""
-    found = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-    return sorted(found, key=lambda item: item[0])
+    """What a bare model's folder holds by name: what is trained, what was frozen since (`parts.freeze_unseen`), and
+    what shares a module with either."""
+    names = getattr(model, _TUNED, None)
+    if names is None:
+        return _trained(model)
+    return [
+        (name, p) for name, p in sorted(model.named_parameters(remove_duplicate=False), key=_by_name) if name in names
+    ]
 
 
-def _owners(model: Any, names: list[str]) -> list[str]:
+def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """Trained weights of a bare model; the tied head appears under its own name too, as `peft` saves it."""
+    found = sorted(model.named_parameters(remove_duplicate=False), key=_by_name)
+    return [(name, p) for name, p in found if p.requires_grad]
+
+
+def _by_name(item: tuple[str, torch.nn.Parameter]) -> str:
+    return item[0]
+
+
+def _owners(names: list[str]) -> list[str]:
     """The modules that own the named weights; a module inside another owner is left out."""
-    owners = sorted({name.rpartition(".")[0] for name in names})
-    return [name for name in owners if not any(name.startswith(other + ".") for other in owners)]
+    owners = sorted({_owner(name) for name in names})
+    return [name for name in owners if not any(_owned(name, other) for other in owners)]
 
 
 def sound_is_frozen(config: ModelConfig) -> bool:

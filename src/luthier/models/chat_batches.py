@@ -1,8 +1,8 @@
 """Chats in batches: rows end to end in one line without padding, or padded in groups of like length.
 
 Either way an optimizer step is the same rows: how they lie changes the cost and not the loss. The order is the
-table's mixture, a pure function of (seed, epoch). Shapes: B lines, L tokens a line, T all tokens, N positions that
-predict a target.
+table's mixture, a pure function of (seed, epoch). Slots of media are tokens as all others.
+Shapes: B lines, L tokens a line, T all tokens, N positions that predict a target, M slots, P axes of a position.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from luthier.models.feeds import Feed
 from luthier.models.lessons import Lesson, Lessons
+from luthier.models.senses.spelling import placed
+from luthier.models.senses.supply import Draw, MediaBatch, Supply
 
 _WINDOW = 16
 """Steps' worth of rows that are sorted by length together, where rows are padded."""
@@ -29,7 +31,9 @@ class ChatBatch:
 
     ids: list[str]
     input_ids_BL: torch.Tensor
+    """At slots of media any id that has an embedding: vectors take its place."""
     position_ids_BL: torch.Tensor
+    """(P, B, L) where positions have several axes."""
     lengths: tuple[int, ...]
     """Tokens of each row."""
     packed: bool
@@ -40,6 +44,11 @@ class ChatBatch:
     """How many of the N positions are each row's."""
     totals: tuple[float, ...]
     """Each row's sum of `weight_N`, taken on the host."""
+    media: MediaBatch | None = None
+    slot_M: torch.Tensor | None = None
+    """Positions in the flattened (B * L) that the media's vectors take, in their order; None where there are none."""
+    seen_BL: torch.Tensor | None = None
+    """True at slots of pictures and videos; there where `slot_M` is."""
 
     @property
     def total(self) -> float:
@@ -52,31 +61,47 @@ class ChatBatch:
 
     def to(self, device: Any) -> ChatBatch:
         """The same batch on another device."""
-        names = ("input_ids_BL", "position_ids_BL", "place_N", "target_N", "weight_N")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        names = ("input_ids_BL", "position_ids_BL", "place_N", "target_N", "weight_N", "slot_M", "seen_BL")
+        moved = {
+            name: value.to(device, non_blocking=True) for name in names if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved, media=self.media and self.media.to(device))
 
 
-def collate(lessons: Sequence[Lesson], packed: bool, pad_id: int) -> ChatBatch:
-    """Rows as one forward pass: one line of all of them, or one line each, padded on the right."""
+def collate(
+    lessons: Sequence[Lesson],
+    packed: bool,
+    pad_id: int,
+    supply: Supply | None = None,
+    draws: Sequence[Draw] | None = None,
+) -> ChatBatch:
+    """Rows as one forward pass: one line of all of them, or one line each, padded on the right.
+
+    A base that sees or hears needs its `supply`, for rows of text alone too; one that reads pictures both ways has rows
+    with media padded, never packed. With `draws`, one for each medium in order, media are augmented. Raises MediaError
+    for a medium that cannot be decoded.
+    """
+    if supply is not None and not supply.senses.keeps_causal:
+        packed = packed and not any(lesson.media for lesson in lessons)
     lengths = tuple(len(lesson.ids_L) for lesson in lessons)
     width = sum(lengths) if packed else max(lengths)
     lines = 1 if packed else len(lengths)
     ids_T = np.full(lines * width, pad_id, dtype=np.int64)
-    position_T = np.zeros(lines * width, dtype=np.int64)
+    positions: list[NDArray[np.int64]] = []
     places, weights = [], []
     begin = 0
     for lesson, length in zip(lessons, lengths, strict=True):
         ids_T[begin : begin + length] = lesson.ids_L
-        position_T[begin : begin + length] = np.arange(length)
+        positions.append(_positions(lesson, supply))
         learned = np.flatnonzero(lesson.weight_L)
         places.append(begin + learned)
         weights.append(lesson.weight_L[learned])
         begin += length if packed else width
     place_N, weight_N = np.concatenate(places), np.concatenate(weights)
-    return ChatBatch(
+    batch = ChatBatch(
         ids=[lesson.id for lesson in lessons],
         input_ids_BL=torch.from_numpy(ids_T.reshape(lines, width)),
-        position_ids_BL=torch.from_numpy(position_T.reshape(lines, width)),
+        position_ids_BL=_laid(positions, lines, width),
         lengths=lengths,
         packed=packed,
         place_N=torch.from_numpy(place_N - 1),  # a token is predicted where the one before it stands
@@ -84,6 +109,50 @@ def collate(lessons: Sequence[Lesson], packed: bool, pad_id: int) -> ChatBatch:
         weight_N=torch.from_numpy(weight_N),
         learned=tuple(len(place) for place in places),
         totals=tuple(float(weight.sum(dtype=np.float64)) for weight in weights),
+    )
+    return batch if supply is None else _with_media(batch, lessons, pad_id, supply, draws)
+
+
+def _positions(lesson: Lesson, supply: Supply | None) -> NDArray[np.int64]:
+    """(P, L) of a row by itself."""
+    if supply is None:
+        return np.arange(len(lesson.ids_L), dtype=np.int64)[None]
+    return supply.senses.positions(lesson.ids_L.astype(np.int64), placed(lesson.media))
+
+
+def _laid(positions: Sequence[NDArray[np.int64]], lines: int, width: int) -> torch.Tensor:
+    """Positions of rows as their ids lie: (B, L), or (P, B, L)."""
+    axes = len(positions[0])
+    if lines == 1:
+        position_PT = np.concatenate(positions, axis=1)
+    else:
+        position_PT = np.zeros((axes, lines * width), dtype=np.int64)
+        for line, position_PL in enumerate(positions):
+            position_PT[:, line * width : line * width + position_PL.shape[1]] = position_PL
+    found = torch.from_numpy(position_PT.reshape(axes, lines, width))
+    return found[0] if axes == 1 else found
+
+
+def _with_media(
+    batch: ChatBatch, lessons: Sequence[Lesson], pad_id: int, supply: Supply, draws: Sequence[Draw] | None
+) -> ChatBatch:
+    """The batch with the media of its rows, and where they stand."""
+    media = [medium for lesson in lessons for medium in lesson.media]
+    if not media:
+        return batch
+    rows = [lesson.id for lesson in lessons for _ in lesson.media]
+    ids_T = batch.input_ids_BL.flatten().numpy()
+    # Rows lie one after the other, so the slots of the flattened lines come in the order of the media.
+    slot_M = np.flatnonzero(np.isin(ids_T, list(supply.senses.slot_ids.values())))
+    seen_M = np.repeat([medium.kind != "audio" for medium in media], [medium.slots for medium in media])
+    seen_T = np.zeros(len(ids_T), dtype=bool)
+    seen_T[slot_M] = seen_M
+    ids_T[slot_M] = pad_id  # some slot ids lie beyond the embedding
+    return replace(
+        batch,
+        media=supply.batch(media, draws, rows),
+        slot_M=torch.from_numpy(slot_M),
+        seen_BL=torch.from_numpy(seen_T).view(batch.input_ids_BL.shape),
     )
 
 
@@ -101,7 +170,8 @@ class Layout:
 class ChatFeed(Feed):
     """Optimizer steps over lessons. `order(epoch)` gives the lessons of an epoch, each as often as it is shown.
 
-    `rows_per_epoch` is given by a run that ends within its first epoch and has encoded a part of it.
+    `rows_per_epoch` is given by a run that ends within its first epoch and has encoded a part of it. `supply` has the
+    media, for bases that see or hear; what augmentation draws follows from (seed, epoch, row id).
     """
 
     def __init__(
@@ -111,8 +181,9 @@ class ChatFeed(Feed):
         layout: Layout,
         seed: int,
         rows_per_epoch: int = 0,
+        supply: Supply | None = None,
     ) -> None:
-        self.lessons, self.layout, self.seed = lessons, layout, seed
+        self.lessons, self.layout, self.seed, self.supply = lessons, layout, seed, supply
         self._order = lru_cache(maxsize=2)(order)
         self._first = [0]
         """Steps before each epoch, as far as they have been asked for."""
@@ -163,9 +234,12 @@ class ChatFeed(Feed):
         groups = self.layout_of(rows, halvings)
         if halvings and len(self.layout_of(rows, halvings - 1)) == len(rows):
             return []
-        return [
-            collate([self.lessons[row] for row in group], self.layout.packed, self.layout.pad_id) for group in groups
-        ]
+        epoch = self.epoch_of(step)[0]
+        return [self._pass([self.lessons[row] for row in group], epoch) for group in groups]
+
+    def _pass(self, lessons: Sequence[Lesson], epoch: int) -> ChatBatch:
+        draws = [Draw(self.seed, epoch, one.id, place) for one in lessons for place in range(len(one.media))]
+        return collate(lessons, self.layout.packed, self.layout.pad_id, self.supply, draws)
 
     def layout_of(self, rows: Sequence[int], halvings: int = 0) -> list[list[int]]:
         """Rows in forward passes: at most so many rows, and tokens where they are limited; longest rows first then."""

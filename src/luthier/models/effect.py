@@ -7,6 +7,7 @@ otherwise. Shapes: r rank, A (r, in), B (out, r), T tokens.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,13 +34,19 @@ def adapter_effect(model: Any, ids_T: torch.Tensor) -> float:
 
     Raises TypeError for a model without an adapter.
     """
+    return effect_on(model, lambda: _log_likelihoods(model, ids_T))
+
+
+@torch.no_grad()
+def effect_on(model: Any, log_likelihoods: Callable[[], torch.Tensor]) -> float:
+    """The same for whatever the model is asked for the log-probabilities of."""
     if not hasattr(model, "disable_adapter"):
         raise TypeError("this model has no adapter")
     training = model.training
     model.eval()
-    with_adapter = _log_likelihoods(model, ids_T)
+    with_adapter = log_likelihoods()
     with model.disable_adapter():
-        without = _log_likelihoods(model, ids_T)
+        without = log_likelihoods()
     model.train(training)
     return float((with_adapter - without).abs().mean())
 

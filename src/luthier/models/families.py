@@ -37,7 +37,8 @@ class TextFamily:
     """Attention and MLP projections, anchored at the decoder's layers: lists of names leak into encoders.
     Empty where we do not know the architecture."""
     frozen: tuple[str, ...] = ()
-    """Prefixes of parts that the inputs never pass through; they are never tuned."""
+    """Prefixes of what is not the decoder: parts that see and hear, tuned only where the recipe names them (`parts`),
+    and such as no input passes through."""
 
     @property
     def closed(self) -> tuple[str, ...]:
@@ -75,17 +76,17 @@ class Family(TextFamily):
         config = model.config.audio_config
         return -(-frames // (config.time_reduction * config.downsample_rate))
 
-    def encode_sound(self, model: Any, mel_BTF: torch.Tensor) -> torch.Tensor:
-        """Recordings of one length -> (B, S, D), through encoder and projector."""
+    def encode_sound(self, model: Any, mel_BTF: torch.Tensor, mode: str = "speech") -> torch.Tensor:
+        """Recordings of one length -> (B, S, D), through encoder and projector: that of `vision_speech` is for sound
+        beside a picture."""
         audio = model.model.embed_tokens_extend.audio_embed
-        weight = audio.down_proj_for_speech.weight
-        hidden = audio.encoder(mel_BTF.to(device=weight.device, dtype=weight.dtype), None)
-        hidden = torch.nn.functional.gelu(audio.up_proj_for_speech(hidden))
-        projected: torch.Tensor = audio.down_proj_for_speech(hidden)
+        up, down = (getattr(audio, f"{way}_proj_for_{mode}") for way in ("up", "down"))
+        hidden = audio.encoder(mel_BTF.to(device=down.weight.device, dtype=down.weight.dtype), None)
+        projected: torch.Tensor = down(torch.nn.functional.gelu(up(hidden)))
         return projected
 
 
-_LAYERS = r"model\.(language_model\.)?layers\.\d+\."
+_LAYERS = r"model\.((language|text)_model\.)?layers\.\d+\."
 _SPLIT = _LAYERS + r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 _FUSED = _LAYERS + r"(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))"
 
@@ -107,6 +108,13 @@ PHI4_MULTIMODAL = Family(
 FAMILIES = {PHI4_MULTIMODAL.name: PHI4_MULTIMODAL}
 
 _SIGHT = ("model.vision_tower", "model.multi_modal_projector")
+_SEEING = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("model.visual",)),
+    **dict.fromkeys(("idefics3", "smolvlm"), ("model.vision_model", "model.connector")),
+    "gemma3": _SIGHT,
+    "llava_onevision": (*_SIGHT, "model.image_newline"),
+}
+"""What stands before the decoder, of families whose decoder has its projections apart."""
 TEXT_FAMILIES = {
     family.name: family
     for family in (
@@ -114,8 +122,9 @@ TEXT_FAMILIES = {
             TextFamily(name=name, decoder_pattern=_SPLIT)
             for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
         ),
-        TextFamily(name="gemma3", decoder_pattern=_SPLIT, frozen=_SIGHT),
+        *(TextFamily(name=name, decoder_pattern=_SPLIT, frozen=parts) for name, parts in _SEEING.items()),
         TextFamily(name="phi3", decoder_pattern=_FUSED),
+        TextFamily(name="phi3_v", decoder_pattern=_FUSED, frozen=("model.vision_embed_tokens",)),
         TextFamily(name="phi4_multimodal", decoder_pattern=_FUSED, frozen=("model.embed_tokens_extend",)),
     )
 }

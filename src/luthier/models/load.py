@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from luthier.errors import RequestError, SourceError
 from luthier.files import sha256_bytes, sha256_file
 from luthier.models.families import FAMILIES, PHI4_MULTIMODAL, Family, family_of, parameters_digest
+from luthier.models.senses.base import has_senses
 from luthier.recipe_model import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,24 +84,44 @@ def _load_native(config: ModelConfig, revision: str | None) -> tuple[Any, Any, A
 
 
 def read_config(name: str, revision: str | None) -> Any:
-    """The config.json of a folder or hub model as transformers reads it. Errors as of `load_weights`."""
+    """The config.json of a folder or hub model as transformers reads it, Phi-3-vision's as we do.
+
+    Errors as of `load_weights`.
+    """
     from transformers import AutoConfig
 
+    from luthier.models import phi3_vision
+
+    phi3_vision.register()
     with _said(name):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
-def load_weights(name: str, revision: str | None, may_lack: tuple[str, ...] = (), **options: Any) -> Any:
-    """A causal language model from a folder or the hub, in evaluation mode.
+def auto_class(settings: Any) -> Any:
+    """The class of transformers that makes models which go on with a text, whole with what sees and hears; None for an
+    architecture that does not."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    `may_lack` are prefixes of weights that the checkpoint may do without; `options` go to `from_pretrained`. Raises
-    SourceError when it cannot be reached or read, RequestError when it lacks weights, needs code of its own, or is an
-    adapter.
+    if getattr(settings, "is_encoder_decoder", False):
+        return None
+    if type(settings) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText if has_senses(settings.model_type) else None
+
+
+def load_weights(
+    name: str, revision: str | None, may_lack: tuple[str, ...] = (), made_by: Any = None, **options: Any
+) -> Any:
+    """A language model from a folder or the hub, in evaluation mode.
+
+    `may_lack` are prefixes of weights that the checkpoint may do without; `made_by` is what `auto_class` says of the
+    architecture (None: a causal language model); `options` go to `from_pretrained`. Raises SourceError when it cannot
+    be reached or read, RequestError when it lacks weights, needs code of its own, or is an adapter.
     """
     from transformers import AutoModelForCausalLM
 
     with _said(name):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = (made_by or AutoModelForCausalLM).from_pretrained(
             name,
             revision=revision,
             trust_remote_code=False,

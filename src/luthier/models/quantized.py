@@ -4,6 +4,8 @@
   2022, arXiv 2208.07339), whose products are taken in float16 on every device.
 * The head stays as it is published, and so do embeddings and norms: none of them is trained, their passes are
   computed in the type of autocast, and in float32 they would cost twice the memory.
+* What sees and hears stays as it is published too, encoder and projector: it is a tenth of a base, and no adapter
+  mends what is lost in it. A base that is published quantised is as its publisher has it.
 * Layers compute in float32 on a processor, and in `model.dtype` elsewhere.
 
 This module knows nothing of adapters, and loads nothing itself.
@@ -39,11 +41,13 @@ def published(settings: Any) -> str:
     )
 
 
-def loading_options(quantization: str, settings: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def loading_options(
+    quantization: str, settings: Any, dtype: torch.dtype, device: torch.device, whole: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Arguments for `from_pretrained`, empty for weights that are not quantised.
 
-    `quantization` is the recipe's key, `settings` the base's own config. Raises RequestError when the two differ, or
-    bitsandbytes is not installed.
+    `quantization` is the recipe's key, `settings` the base's own config, `whole` the modules that stay as published
+    beside the head. Raises RequestError when key and config differ, or bitsandbytes is not installed.
     """
     brought = published(settings)
     if brought and quantization not in ("", brought):
@@ -58,15 +62,20 @@ def loading_options(quantization: str, settings: Any, dtype: torch.dtype, device
         raise RequestError(f"model.quantization: {kind} needs bitsandbytes", "pip install 'luthier[qlora]'")
     # One line for every layer of every pass, about a cast that is meant.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return {"device_map": {"": device}, **({} if brought else {"quantization_config": _settings(kind, dtype, device)})}
+    chosen = {} if brought else {"quantization_config": _settings(kind, dtype, device, whole)}
+    return {"device_map": {"": device}, **chosen}
 
 
-def _settings(kind: str, dtype: torch.dtype, device: torch.device) -> Any:
+def _settings(kind: str, dtype: torch.dtype, device: torch.device, whole: tuple[str, ...]) -> Any:
     from transformers import BitsAndBytesConfig
 
+    # Without a list the library finds the head by itself; with one it takes the list alone. The key has this name for
+    # four bits too.
+    kept = {"llm_int8_skip_modules": [*whole, "lm_head"]} if whole else {}
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, **kept)
     return BitsAndBytesConfig(
+        **kept,
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

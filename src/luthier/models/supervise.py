@@ -5,6 +5,7 @@ asks for it ends, and that is proved: the prompt's token ids are the first ids o
 merge across that border the characters decide; where the template writes earlier turns differently, it is
 rendered once more with stand-ins for the answers. A row of which none of this holds is refused, never guessed.
 A row that is one turn of the assistant and answers nothing is a text: it goes past the template, as a base reads text.
+Media are spelled out (`senses/spelling`) between the template and the tokenizer; places of answers move with them.
 This module knows nothing of batches, padding, tensors and length limits: nothing is cut here.
 """
 
@@ -14,11 +15,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.errors import ChatError
 from luthier.models.chat import ChatTemplate, Written, tools_of
 from luthier.schema import Message, Row
+
+if TYPE_CHECKING:  # torch comes with them, and text alone needs none
+    from luthier.models.senses.spelling import Speller
+    from luthier.models.senses.supply import Medium
 
 Proof = Literal["marks", "ids", "characters", "text", "none"]
 _STAND_IN = "Zq\ue0a7{}\ue0a7qZ"
@@ -41,6 +46,8 @@ class Rendered:
     """The learned places in tokens (begin, end), one an assistant's turn that has any, stop token included."""
     unstopped: int = 0
     """Assistant turns that no stop token ends: a model that learns from them does not learn to stop."""
+    media: tuple[Medium, ...] = ()
+    """In the order of their slots among the ids; empty where no speller was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class _Draft:
     starts: tuple[int, ...] = ()
     is_text: bool = False
     """`written` holds the words of a text, without the tokens that begin and end it."""
+    media: tuple[Medium, ...] = ()
 
 
 def render(tokenizer: Any, row: Row) -> Rendered:
@@ -65,16 +73,18 @@ def render(tokenizer: Any, row: Row) -> Rendered:
     return found
 
 
-def render_rows(template: ChatTemplate, rows: Sequence[Row]) -> list[Rendered | ChatError]:
+def render_rows(
+    template: ChatTemplate, rows: Sequence[Row], speller: Speller | None = None
+) -> list[Rendered | ChatError]:
     """Rows in order, tokenised together; a row that cannot be rendered gives its ChatError. No row is cut.
 
     The ids are those of the rendered text alone, so a template that writes the first token (BOS) has it once,
-    whatever the tokenizer would add by itself.
+    whatever the tokenizer would add by itself. Without a speller, media stay what the template writes for them.
     """
     drafts: list[_Draft | ChatError] = []
     for row in rows:
         try:
-            drafts.append(_write(template, row))
+            drafts.append(_write(template, row) if speller is None else _write_media(template, row, speller))
         except ChatError as error:
             drafts.append(error)
     good = [draft for draft in drafts if isinstance(draft, _Draft)]
@@ -95,11 +105,13 @@ def render_rows(template: ChatTemplate, rows: Sequence[Row]) -> list[Rendered | 
         ids, offsets = encoded["input_ids"][number], encoded["offset_mapping"][number]
         wanted = asked[at : at + len(draft.prompts)]
         number, at = number + 1, at + len(draft.prompts)
-        if draft.is_text:
-            found.append(_whole_text(template, draft.written.text, ids))
-            continue
         try:
-            found.append(_Masker(template, draft, ids, offsets).masked(wanted))
+            if speller is not None:
+                speller.check(ids, draft.media)
+            if draft.is_text:
+                found.append(_whole_text(template, draft.written.text, ids))
+            else:
+                found.append(_Masker(template, draft, ids, offsets).masked(wanted))
         except ChatError as error:
             found.append(error)
     return found
@@ -124,6 +136,23 @@ def _write(template: ChatTemplate, row: Row) -> _Draft:
     if len(prompts) == len(answers) and all(text.startswith(prompt) for prompt in prompts):
         return replace(draft, prompts=tuple(prompts), starts=tuple(len(prompt) for prompt in prompts))
     return replace(draft, starts=_starts_by_stand_ins(template, draft, answers))
+
+
+def _write_media(template: ChatTemplate, row: Row, speller: Speller) -> _Draft:
+    """The same with the row's media spelled out."""
+    told = speller.told(row.messages, template)
+    draft = _write(template, replace(row, messages=told.messages))
+    if draft.is_text:
+        return draft
+    whole = speller.spell(draft.written.text, told)
+    generated = tuple((whole.place(begin), whole.place(end)) for begin, end in draft.written.generated)
+    return replace(
+        draft,
+        written=Written(whole.text, generated, draft.written.marked),
+        prompts=tuple(speller.spell(prompt, told, whole=False).text for prompt in draft.prompts),
+        starts=tuple(map(whole.place, draft.starts)),
+        media=told.media,
+    )
 
 
 def _is_text(row: Row) -> bool:
@@ -227,7 +256,8 @@ class _Masker:
             mask[begin:end] = [True] * (end - begin)
         answered = tuple((begin, end) for begin, end in spans if end > begin)
         learned = tuple((self.starts[begin], self.ends[end - 1]) for begin, end in answered)
-        return Rendered(self.text, tuple(self.ids), tuple(mask), learned, proof, answered, unstopped)
+        media = self.draft.media
+        return Rendered(self.text, tuple(self.ids), tuple(mask), learned, proof, answered, unstopped, media)
 
     def _begins(self, asked: list[list[int]]) -> tuple[list[int], Proof]:
         """First token of every answer: after the prompt's ids where they are equal, else by characters."""

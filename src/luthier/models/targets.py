@@ -14,6 +14,7 @@ from torch import nn
 
 from luthier.errors import RequestError
 from luthier.models.families import TextFamily
+from luthier.models.parts import LANGUAGE, Parts
 
 ALL_LINEAR = "all-linear"
 
@@ -27,6 +28,37 @@ def is_tied(model: Any) -> bool:
 def name_of(model: nn.Module, wanted: nn.Module) -> str:
     """The full name of a module."""
     return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def part_targets(model: Any, parts: Parts, wanted: Sequence[str], pattern: str) -> str | list[str]:
+    """As `lora_targets`, in the wanted parts of a base that sees or hears.
+
+    An empty pattern is the family's own in the decoder, and every linear layer of the other parts. A pattern of the
+    recipe must reach each wanted part, and no other.
+    """
+    if list(wanted) == [LANGUAGE]:
+        return lora_targets(model, parts.family, pattern)
+    linear = [name for part in wanted if part != LANGUAGE for name in parts.linear(model, part)]
+    if pattern == ALL_LINEAR or not pattern:
+        decoder = _names(model, lora_targets(model, parts.family, pattern)) if LANGUAGE in wanted else []
+        return [*decoder, *linear]
+    found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    reached = {parts.of(name) for name in found}
+    if reached != set(wanted):
+        raise RequestError(
+            f"model.lora.target_modules: {pattern!r} reaches {', '.join(sorted(reached)) or 'nothing'}, and "
+            f"model.lora.parts is {', '.join(wanted)}",
+            "leave it empty to take every linear layer of these parts, or name the parts that it reaches",
+        )
+    _refuse_others(model, pattern, found)
+    return pattern
+
+
+def _names(model: Any, targets: str | Sequence[str]) -> list[str]:
+    """Full names of what PEFT would match."""
+    if not isinstance(targets, str):
+        return list(targets)
+    return [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
 
 
 def lora_targets(model: Any, family: TextFamily, pattern: str) -> str | list[str]:
@@ -61,8 +93,13 @@ def _refuse(model: Any, family: TextFamily, chosen: str, found: Sequence[str]) -
     if leaks:
         raise RequestError(
             f"model.lora.target_modules: {chosen!r} reaches into the encoders ({leaks[0]})",
-            "anchor it, as in model\\.layers\\.\\d+\\.(self_attn|mlp)\\..*",
+            "anchor it, as in model\\.layers\\.\\d+\\.(self_attn|mlp)\\..*, or name their part in model.lora.parts",
         )
+    _refuse_others(model, chosen, found)
+
+
+def _refuse_others(model: Any, chosen: str, found: Sequence[str]) -> None:
+    """Refuse what has no adapter, in whatever part it is."""
     ends = {name_of(model, part) for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     shared = sorted(ends.intersection(found))
     if shared and is_tied(model):

@@ -1,7 +1,7 @@
 """What rows become in a model's chat template, found before training: lost words, refusals, lengths, loss masks.
 
 Every row it is given is rendered as training would render it; nothing is cut and nothing is mended. It reports; what
-to do about it is the caller's business. It loads no weights and reads no media.
+to do about it is the caller's business. It loads no weights, and of media it reads the headers alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from luthier.errors import ChatError
 from luthier.models.chat import MEDIA, ChatTemplate, tools_of
+from luthier.models.senses.spelling import Speller
 from luthier.models.supervise import Rendered, render_rows
 from luthier.schema import Message, Row
 
@@ -57,6 +58,8 @@ class Diagnosis:
     rendered: int = 0
     lengths: list[int] = field(default_factory=list)
     supervised_tokens: int = 0
+    media: list[int] = field(default_factory=list)
+    """Tokens that media take, of each row that holds any."""
     over_maximum: int = 0
     unstopped: int = 0
     """Rows with an assistant turn that no stop token ends."""
@@ -86,6 +89,7 @@ class Diagnosis:
             "tokens_max": ordered[-1],
             "tokens_total": sum(ordered),
             "tokens_supervised": self.supervised_tokens,
+            **({"rows_with_media": len(self.media), "tokens_of_media": sum(self.media)} if self.media else {}),
             "rows_over_maximum": self.over_maximum,
             "rows_per_second": self.rows / spent,
             "tokens_per_second": sum(ordered) / spent,
@@ -102,6 +106,11 @@ class Diagnosis:
             f"max {it['tokens_max']:,}  total {it['tokens_total']:,}, of which {share:.1f}% are learned",
             f"over {self.maximum_tokens:,} tokens: {self.over_maximum:,} rows",
         ]
+        if self.media:
+            found.append(
+                f"media: in {len(self.media):,} rows, where they take {sum(self.media) // len(self.media):,} tokens a "
+                f"row, {max(self.media):,} at most"
+            )
         if self.unstopped:
             found.append(f"{self.unstopped:,} rows have an answer without a stop token: it will not be learned")
         if self.proofs["characters"]:
@@ -117,21 +126,27 @@ class Diagnosis:
 
 
 def examine(
-    rows: Iterable[Row], tokenizer: Any, maximum_tokens: int, sample: int = 0, shown: int = SHOWN_ROWS
+    rows: Iterable[Row],
+    tokenizer: Any,
+    maximum_tokens: int,
+    sample: int = 0,
+    shown: int = SHOWN_ROWS,
+    speller: Speller | None = None,
 ) -> Diagnosis:
     """Render rows (the first `sample` of them; 0 for all) and look at each.
 
-    `shown` rows are kept for `paint`. Memory does not grow with the rows beyond one number each. Raises
-    RequestError where the tokenizer has no template that can be used.
+    `shown` rows are kept for `paint`; a `speller` writes their media, for bases that see or hear. Memory does not
+    grow with the rows beyond a few numbers each. Raises RequestError where the tokenizer has no template that can be
+    used.
     """
     began = time.perf_counter()
     template = ChatTemplate.of(tokenizer)
     found = Diagnosis(template.name, maximum_tokens)
     reserved = _reserved(tokenizer)
-    places = _places(template)
+    places = {} if speller else _places(template)  # a speller holds marks against media itself
     stream = iter(islice(rows, sample) if sample else rows)
     while batch := list(islice(stream, BATCH_ROWS)):
-        for row, rendered in zip(batch, render_rows(template, batch), strict=True):
+        for row, rendered in zip(batch, render_rows(template, batch, speller), strict=True):
             found.rows += 1
             if isinstance(rendered, ChatError):
                 _note(found, row, rendered.reason, rendered.detail)
@@ -184,6 +199,8 @@ def _measure(found: Diagnosis, rendered: Rendered) -> None:
     found.rendered += 1
     found.lengths.append(len(rendered.ids))
     found.supervised_tokens += sum(rendered.mask)
+    if rendered.media:
+        found.media.append(sum(medium.slots for medium in rendered.media))
     found.over_maximum += len(rendered.ids) > found.maximum_tokens
     found.unstopped += rendered.unstopped > 0
     found.proofs[rendered.proof] += 1

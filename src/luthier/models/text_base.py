@@ -1,7 +1,9 @@
-"""A base that is tuned on text: any causal language model of transformers, with its tokenizer, as the recipe holds it.
+"""A base that is tuned on chats: any causal language model of transformers, with its tokenizer, as the recipe holds it,
+and of some families with what sees and hears.
 
-From the hub, a local folder or a toy twin; whole, or quantised through bitsandbytes. No remote code is ever run. This
-module knows nothing of adapters and rows.
+From the hub, a local folder or a toy twin; whole, or quantised through bitsandbytes: then the decoder alone, as half a
+picture's detail would be lost before it is reached. No remote code is ever run. This module knows nothing of adapters
+and rows.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +22,9 @@ import torch
 from luthier.errors import RequestError
 from luthier.models import quantized
 from luthier.models.chat import ChatTemplate, load_tokenizer
-from luthier.models.families import TextFamily, parameters_digest, text_family_of
-from luthier.models.load import DTYPES, load_weights, read_config
+from luthier.models.families import TEXT_FAMILIES, TextFamily, parameters_digest, text_family_of
+from luthier.models.load import DTYPES, auto_class, load_weights, read_config
+from luthier.models.senses.base import Senses, has_senses, senses_of
 from luthier.recipe_model import ModelConfig
 
 
@@ -59,6 +63,14 @@ class TextBase:
     """Ids of the tokens of model.added_tokens, once `tokens.add_text_tokens` has given them."""
     grown: range = range(0)
     """Rows that the embedding was grown by to hold them; empty where spare rows were enough."""
+
+    @cached_property
+    def senses(self) -> Senses | None:
+        """What the base sees and hears with, made when it is first asked for: a chat of text alone needs none of it.
+
+        Raises SourceError where the settings of its processors cannot be read.
+        """
+        return senses_of(self.model, self.tokenizer, self.name, self.revision)
 
     def facts(self) -> BaseFacts:
         return BaseFacts(
@@ -101,9 +113,9 @@ def _load(config: ModelConfig, device: torch.device, folder: Path | None = None)
     revision = None if local else config.revision or None
     dtype = DTYPES[config.dtype]
     settings = read_config(str(folder or config.base), revision)
-    _refuse_other_kinds(config.base, settings)
-    options = quantized.loading_options(config.quantization, settings, dtype, device)
-    model = load_weights(str(folder or config.base), revision, dtype=dtype, **options)
+    made_by = _made_by(config.base, settings)
+    options = quantized.loading_options(config.quantization, settings, dtype, device, _sight(settings))
+    model = load_weights(str(folder or config.base), revision, made_by=made_by, dtype=dtype, **options)
     return model if options else model.to(device)
 
 
@@ -124,8 +136,6 @@ def weightless_base(config: ModelConfig, tokenizer: Any) -> TextBase:
 
     Raises what `load_text_base` would raise of the configuration. Nothing in it is quantised.
     """
-    from transformers import AutoModelForCausalLM
-
     if config.base.startswith("toy:"):
         from luthier.models.toys import build_toy
 
@@ -134,22 +144,38 @@ def weightless_base(config: ModelConfig, tokenizer: Any) -> TextBase:
             model = type(toy)(toy.config)
     else:
         settings = read_config(config.base, None if Path(config.base).is_dir() else config.revision or None)
-        _refuse_other_kinds(config.base, settings)
+        made_by = _made_by(config.base, settings)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+            model = made_by.from_config(settings, trust_remote_code=False)
     model.requires_grad_(False)
     # Added tokens are written into the tokenizer, and whoever called may still render with it.
     return TextBase(model, copy.deepcopy(tokenizer), "", config.base, config.revision, text_family_of(model), "")
 
 
-def _refuse_other_kinds(name: str, settings: Any) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def senses_without_weights(config: ModelConfig, tokenizer: Any) -> Senses | None:
+    """What a base sees and hears with, from its configuration alone; None for one that reads text. Errors as of
+    `weightless_base`, and SourceError where the settings of its processors cannot be read."""
+    if not config.base.startswith("toy:"):
+        settings = read_config(config.base, None if Path(config.base).is_dir() else config.revision or None)
+        if not has_senses(settings.model_type):
+            return None
+    return weightless_base(config, tokenizer).senses
 
-    if settings.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(settings, "is_encoder_decoder", False):
+
+def _made_by(name: str, settings: Any) -> Any:
+    found = auto_class(settings)
+    if found is None:
         raise RequestError(
             f"model.base: {name} has architecture {settings.model_type!r}, which does not continue a text",
             "choose a causal language model: Llama, Qwen, Gemma, Phi, Mistral",
         )
+    return found
+
+
+def _sight(settings: Any) -> tuple[str, ...]:
+    """Prefixes of what stands before the decoder."""
+    family = TEXT_FAMILIES.get(settings.model_type)
+    return family.frozen if family else ()
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -65,7 +65,9 @@ class Toy:
     build: Builder
     hears: bool
     sight: str = ""
-    """The module of its eyes' twin, with `build` and `tokenizer`, for families that see."""
+    """The module of its eyes' twin, with `build`, `tokenizer` and `processors`, for families that see."""
+    model_type: str = ""
+    """What that module is asked for."""
 
 
 def build_toy(
@@ -97,8 +99,7 @@ def write_toy(name: str, folder: Path, seed: int = 0) -> None:
     Plain transformers loads it back equal. Raises RequestError for an unknown name.
     """
     model, tokenizer, extractor = build_toy(name, seed)
-    sight = TOYS[name].sight
-    eyes = importlib.import_module(sight).processors(model.config.model_type) if sight else ()
+    eyes = toy_processors(name) if TOYS[name].sight else ()
     for part in (model, tokenizer, extractor, *eyes):
         if part is not None:
             part.save_pretrained(str(folder))
@@ -107,6 +108,13 @@ def write_toy(name: str, folder: Path, seed: int = 0) -> None:
 def toy_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a twin with the media tokens and the chat template of its family. Raises RequestError."""
     return _tokenizer_of(_find(name))
+
+
+def toy_processors(name: str) -> tuple[Any, ...]:
+    """The processors of a twin that sees, of pictures first. Raises RequestError."""
+    toy = _find(name)
+    found: tuple[Any, ...] = importlib.import_module(toy.sight).processors(toy.model_type)
+    return found
 
 
 def _tokenizer_of(toy: Toy) -> PreTrainedTokenizerFast:
@@ -190,7 +198,7 @@ def _seeing(module: str, model_type: str) -> Toy:
         model: PreTrainedModel = importlib.import_module(where).build(model_type, tokenizer)
         return model
 
-    return Toy(ToySize(), build, hears=False, sight=where)
+    return Toy(ToySize(), build, hears=False, sight=where, model_type=model_type)
 
 
 HEAD_WIDTH = ToySize().hidden_size // ToySize().num_attention_heads
@@ -242,6 +250,7 @@ TOYS: dict[str, Toy] = {
     "toy:qwen2-vl": _seeing("toy_qwen_vl", "qwen2_vl"),
     "toy:qwen2.5-vl": _seeing("toy_qwen_vl", "qwen2_5_vl"),
     "toy:qwen3-vl": _seeing("toy_qwen_vl", "qwen3_vl"),
+    "toy:qwen3-vl-large": _seeing("toy_qwen_vl_large", "qwen3_vl"),
     "toy:gemma3-vision": _seeing("toy_gemma3", "gemma3"),
     "toy:smolvlm": _seeing("toy_idefics3", "smolvlm"),
     "toy:idefics3": _seeing("toy_idefics3", "idefics3"),

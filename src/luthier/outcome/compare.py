@@ -16,13 +16,15 @@ from luthier.outcome import figures
 from luthier.outcome.comparing import differences
 from luthier.outcome.comparing.examined import exams
 from luthier.outcome.comparing.flips import flips
-from luthier.outcome.comparing.items import match_losses, match_verdicts, ranking
+from luthier.outcome.comparing.items import match_descriptions, match_losses, match_verdicts, ranking
 from luthier.outcome.comparing.pairs import Drawing, judge, judge_ranking
 from luthier.outcome.comparing.probe import Probe
 from luthier.outcome.comparing.runrecords import Json, RunStage
 
 SPELLED = 6
 """Pairs up to which a terminal gets a sentence each."""
+SAID = 200
+"""Letters of an answer that are shown."""
 ONE_SEED = (
     "Each recipe has one seed here: what is told apart are these models, and another seed of the same recipe may land "
     "elsewhere."
@@ -53,6 +55,7 @@ def compare(runs: Sequence[RunStage], scored: Scored | None, drawing: Drawing) -
         "scores": differences.scores(runs),
         "losses": {"classes": classes, "reasons": reasons},
         "verdicts": _verdicts(runs, drawing) if runs[0].kind == "verdict" else None,
+        "descriptions": _descriptions(runs, drawing) if all(run.described for run in runs) else None,
         "exams": sat,
         "probe": None if scored is None else _probe(runs, scored, drawing),
         "refused": refused,
@@ -95,6 +98,16 @@ def _verdicts(runs: Sequence[RunStage], drawing: Drawing) -> Json:
     return {**found, "flips": flips(matched, lambda ids: _texts(runs, ids), said)}
 
 
+def _descriptions(runs: Sequence[RunStage], drawing: Drawing) -> Json:
+    matched = match_descriptions(runs)
+    lines = [{str(line["id"]): line for line in run.described} for run in runs]
+
+    def said(name: str, place: int) -> str:
+        return str(lines[place][name]["answer"])[:SAID]
+
+    return {**judge(matched, drawing), "flips": flips(matched, lambda ids: _texts(runs, ids), said)}
+
+
 def _probe(runs: Sequence[RunStage], scored: Scored, drawing: Drawing) -> Json:
     matched = match_losses([run.label for run in runs], scored.lines)
     place = {name: i for i, name in enumerate(matched.ids)}
@@ -122,7 +135,11 @@ def _texts(runs: Sequence[RunStage], ids: set[str]) -> dict[str, str]:
 def _headline(found: Json) -> list[str]:
     """The first measure of each comparison in a sentence a pair, or by letters where there are many runs."""
     said = []
-    parts = [("held-out answers", found["verdicts"]), ("the probe", found["probe"])]
+    parts = [
+        ("held-out answers", found["verdicts"]),
+        ("held-out pictures", found["descriptions"]),
+        ("the probe", found["probe"]),
+    ]
     for where, part in [*parts, *((f"the exam {exam['name']}", exam) for exam in found["exams"])]:
         if not part or not part["measures"]:
             continue
@@ -145,7 +162,11 @@ def grouped(measure: Json) -> str:
 def table_text(found: Json) -> str:
     """The comparison for a terminal, in at most 100 columns: a table a measure, then its sentences."""
     parts = list[str]()
-    sections = [("held-out answers", found["verdicts"]), ("probe", found["probe"])]
+    sections = [
+        ("held-out answers", found["verdicts"]),
+        ("held-out pictures", found["descriptions"]),
+        ("probe", found["probe"]),
+    ]
     for name, part in [*sections, *((f"exam {exam['name']}", exam) for exam in found["exams"])]:
         for measure in part["measures"] if part else []:
             rows = [

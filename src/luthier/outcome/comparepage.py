@@ -64,6 +64,10 @@ def _sections(found: Json) -> list[Json]:
     sections = []
     if found["verdicts"]:
         sections.append({"title": "Held-out answers", "kind": "flip", **found["verdicts"]})
+    if found["descriptions"]:
+        measures = found["descriptions"]["measures"]
+        kind = "row" if measures and measures[0]["lower_is_better"] else "flip"
+        sections.append({"title": "Held-out pictures", "kind": kind, **found["descriptions"]})
     for exam in found["exams"]:
         sections.append({"title": f"Exam {exam['name']}", "kind": "flip", **exam})
     if found["probe"]:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from luthier import files
 from luthier.errors import SourceError
-from luthier.outcome import charts, chatpart, clips, figures, pages, pngs
+from luthier.outcome import charts, chatpart, clips, describepage, figures, pages, pngs
 from luthier.outcome.exams import part as exampart
 from luthier.outcome.pagerecords import Records
 
@@ -58,6 +58,7 @@ def _named_charts(stages: list[Json]) -> dict[str, str]:
     """Every chart of the page under the name of its file."""
     found = {f"{stage['name']}-{heading}": svg for stage in stages for heading, svg, _ in stage.get("charts", [])}
     for stage in stages:
+        found |= {f"{stage['name']}-{name}": svg for name, svg in stage.get("described", {}).get("charts", [])}
         found |= exampart.named_charts(stage["exams"], f"{stage['name']}-")
     return found
 
@@ -80,6 +81,9 @@ def _context(records: Records) -> Json:
     sentences = [_headline(verdicts)] if verdicts or not chats else []
     # Where exams judge a stage, having held nothing out is no news.
     if chats and (not exams or any(stage["rows"] for stage in chats)):
+        sentences += [
+            describepage.headline(stage["name"], stage["described"]) for stage in chats if "described" in stage
+        ]
         sentences.append(chatpart.headline(chats))
     sentences += [f"Exam {exam['name']}: {exam['sentences'][0]}" for exam in exams if exam["ran"]]
     return {
@@ -90,7 +94,7 @@ def _context(records: Records) -> Json:
         "chats": chats,
         "metrics": METRICS,
         "rows": _score_rows(verdicts),
-        "headline": " ".join(sentences),
+        "headline": " ".join(filter(None, sentences)),
         "ledger": _ledger(records),
         "recipe": recipe,
         "notes": records.notes,
@@ -105,10 +109,14 @@ def _stage(records: Records, name: str, kind: str, recipe: str) -> Json:
     about = records.document(f"{base}/stage.json")
     scores = records.document(f"{base}/scores.json")
     metrics = records.lines(f"{base}/metrics.jsonl")
-    if about.get("kind", kind) in ("chat", "exam"):  # trained alike
+    if about.get("kind", kind) in ("chat", "exam", "describe"):  # trained alike
         stage = chatpart.stage(name, about, scores, metrics, records.lines(f"{base}/samples.jsonl"))
     else:
         stage = _verdict_stage(records, name, about, scores, metrics)
+    described = chatpart.of_stage(recipe, name, "task", "describe")
+    if about.get("kind", kind) == "describe" and isinstance(described, dict) and "kinds" in described:
+        seed = chatpart.of_stage(recipe, name, "seed")
+        stage["described"] = describepage.part(records, base, described, scores, seed)
     asked = chatpart.of_stage(recipe, name, "evaluate", "exams")
     kept = (about.get("trained") or {}).get("kept_step")
     stage["exams"] = exampart.parts(records, base, asked if isinstance(asked, dict) else (), metrics, kept)

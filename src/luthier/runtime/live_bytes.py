@@ -39,7 +39,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak, self.gradients_at_peak = self.now, self.gradients
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and _has_no_values(args[0]):
             return 0.0  # what a tensor without values holds, where the code reads it on the host
         if func is torch.ops.aten.add.Tensor and _adds_gradients(*args):
             func = torch.ops.aten.add_.Tensor
@@ -67,6 +67,10 @@ class LiveBytes(TorchDispatchMode):
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor))
+
+
+def _has_no_values(tensor: torch.Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _adds_gradients(first: Any, second: Any) -> bool:

@@ -7,6 +7,7 @@ prints or starts is out of the way. A tracker that fails is named once and no lo
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import math
@@ -72,8 +73,9 @@ def missing_trackers(names: Sequence[str]) -> list[str]:
 class Trackers:
     """The trackers of one run, or of one stage of it. Only the main process of a run opens them."""
 
-    def __init__(self, feeds: Sequence[Feed]) -> None:
+    def __init__(self, feeds: Sequence[Feed], scrub: Scrubber) -> None:
         self._feeds = list(feeds)
+        self._scrub = scrub
 
     @classmethod
     def open(
@@ -101,7 +103,7 @@ class Trackers:
             folder = run_folder.resolve() / "track" / name
             folder.mkdir(parents=True, exist_ok=True)
             feeds.append(Feed(name, {**opening, "folder": str(folder)}, environment, scrub))
-        return cls(feeds)
+        return cls(feeds, scrub)
 
     def log(self, record: StepRecord | Mapping[str, Any], step: int) -> None:
         """Pass on the finite numbers of a record; it returns at once."""
@@ -113,6 +115,19 @@ class Trackers:
         }
         for feed in self._feeds:
             feed.put({"do": "log", "metrics": metrics, "step": step})
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table where a tracker has tables (wandb); the others pass over it. Cells are texts, numbers and the
+        bytes of JPEGs; texts lose what is secret."""
+
+        def cell(value: Any) -> Any:
+            if isinstance(value, bytes):
+                return {"jpeg": base64.b64encode(value).decode()}
+            return self._scrub.text(value) if isinstance(value, str) else value
+
+        lines = [[cell(value) for value in row] for row in rows]
+        for feed in self._feeds:
+            feed.put({"do": "table", "name": name, "columns": list(columns), "rows": lines})
 
     def close(self, status: str) -> None:
         """End the runs as finished, failed or interrupted, and wait a minute at most for what is still to be sent."""

@@ -1,17 +1,27 @@
-"""What a chat stage will cost on this machine: memory by part before anything is loaded, time from three steps."""
+"""What a chat stage will cost on this machine: memory by part before anything is loaded, time from three steps.
+
+Media are taken as if each pass encoded its own: what a store of their vectors saves is not foretold.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luthier.data.building.rows import TableRow
+from luthier.data.mediasource import MediaSource
+from luthier.data.table import media_bytes
 from luthier.models.chat import ChatTemplate
 from luthier.models.chat_batches import ChatFeed, Layout, collate
 from luthier.models.lessons import Encoder, Encoding, Lessons
-from luthier.models.text_base import weightless_base
+from luthier.models.senses.base import Senses
+from luthier.models.senses.spelling import Speller
+from luthier.models.senses.supply import Supply
+from luthier.models.text_base import senses_without_weights, weightless_base
 from luthier.recipe import Recipe
 from luthier.runtime.devices import Devices
 from luthier.runtime.memory_estimate import MemoryEstimate
@@ -23,21 +33,34 @@ from luthier.train.plan import Load, load_of
 from luthier.train.probe import TimeEstimate, probe, time_estimate
 
 
-def sample_feed(recipe: Recipe, tokenizer: Any, rows: Iterable[TableRow]) -> ChatFeed | None:
+def supply_of_table(recipe: Recipe, tokenizer: Any, table: Path) -> Supply | None:
+    """Where the media of a built table come from, without weights; None for a base that reads text alone."""
+    senses: Senses | None = senses_without_weights(recipe.model, tokenizer)
+    if senses is None:
+        return None
+    return Supply(senses, MediaSource(partial(media_bytes, table), recipe.data.limits, recipe.data.frames))
+
+
+def sample_feed(
+    recipe: Recipe, tokenizer: Any, rows: Iterable[TableRow], supply: Supply | None = None
+) -> ChatFeed | None:
     """Some rows of a stage, encoded and laid out as it would train on them; None where none can be learned from."""
     train = recipe.train
-    encoder = Encoder(ChatTemplate.of(tokenizer), recipe.model.max_tokens, train.truncation)
+    speller = Speller(supply.senses, supply.source) if supply else None
+    encoder = Encoder(ChatTemplate.of(tokenizer), recipe.model.max_tokens, train.truncation, speller)
     lessons = Lessons.of([lesson for _, lesson in encoder.encode(rows, Encoding()) if lesson is not None])
     if not len(lessons):
         return None
+    both_ways = supply is not None and not supply.senses.keeps_causal and lessons.media_count > 0
+    packing = train.packing and not both_ways
     layout = Layout(
-        train.batch_size, train.micro_batch_size, train.micro_batch_tokens, train.packing, tokenizer.pad_token_id or 0
+        train.batch_size, train.micro_batch_size, train.micro_batch_tokens, packing, tokenizer.pad_token_id or 0
     )
 
     def order(epoch: int) -> Any:
         return np.random.default_rng([recipe.seed, epoch]).permutation(len(lessons))
 
-    return ChatFeed(lessons, order, layout, recipe.seed)
+    return ChatFeed(lessons, order, layout, recipe.seed, supply=supply)
 
 
 def feed_load(feed: ChatFeed, steps: int) -> Load:
@@ -50,7 +73,8 @@ def feed_load(feed: ChatFeed, steps: int) -> Load:
 
 def memory_of(recipe: Recipe, tokenizer: Any, feed: ChatFeed, load: Load, precision: Precision) -> MemoryEstimate:
     """The memory that the largest forward pass of a load decides. No weight is loaded; errors as of loading."""
-    largest = collate([feed.lessons[row] for row in load.largest], feed.layout.packed, feed.layout.pad_id)
+    rows = [feed.lessons[row] for row in load.largest]
+    largest = collate(rows, feed.layout.packed, feed.layout.pad_id, feed.supply)
     return estimate_memory(
         weightless_base(recipe.model, tokenizer), recipe, precision, largest, passes=load.most_passes
     )
@@ -68,7 +92,7 @@ def time_of(recipe: Recipe, feed: ChatFeed, load: Load, tokens: int, devices: De
 
     def step(number: int) -> int:
         rows = [feed.lessons[row] for row in load.passes[number]]
-        batch = collate(rows, feed.layout.packed, feed.layout.pad_id).to(devices.device)
+        batch = collate(rows, feed.layout.packed, feed.layout.pad_id, feed.supply).to(devices.device)
         with devices.precision.autocast():
             share = learner.loss(batch, learner.step_weights([batch]))[0]
         share.backward()

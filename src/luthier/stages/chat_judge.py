@@ -25,6 +25,7 @@ from luthier.runtime.memory import measured_peak
 from luthier.stages.chat_prepare import PreparedChat
 from luthier.stages.chat_rows import rows_at
 from luthier.stages.chat_samples import ask_after
+from luthier.stages.describe_judge import Describing
 
 Figures = NDArray[np.float64]
 
@@ -48,12 +49,21 @@ def score_before(ready: PreparedChat, stage: StageDir) -> None:
     """Score the held-out rows before the stage is trained, once; a resumed run reads what was written."""
     if ready.held_out is None or stage.before.is_file():
         return
-    found = answer_losses(ready.model, ready.held_out, ready.layout, ready.devices, "scoring before training")
+    found = answer_losses(
+        ready.model, ready.held_out, ready.layout, ready.devices, "scoring before training", ready.supply
+    )
     rows = zip(ready.held_out.names, found.sum_R.tolist(), found.weight_R.tolist(), strict=True)
     write_jsonl(stage.before, ({"id": name, "nll": nll, "weight": weight} for name, nll, weight in rows))
 
 
-def judge_chat(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe, trained: dict[str, Any]) -> None:
+def judge_chat(
+    ready: PreparedChat,
+    run: RunDir,
+    stage: StageDir,
+    recipe: Recipe,
+    describing: Describing | None,
+    trained: dict[str, Any],
+) -> None:
     """Predictions and scores of the held-out rows; stage.json last."""
     held_out = _held_out(ready, run, stage)
     if held_out is None:
@@ -68,6 +78,11 @@ def judge_chat(ready: PreparedChat, run: RunDir, stage: StageDir, recipe: Recipe
         write_jsonl(stage.held_out, losses)
         write_jsonl(stage.predictions, ready.exams.predictions(trained["kept_step"]))
         found |= ready.exams.scores(trained["kept_step"])
+    elif describing is not None:
+        described, described_scores = describing.judge(stage)
+        write_jsonl(stage.held_out, losses)
+        write_jsonl(stage.predictions, described)
+        found |= described_scores
     else:
         write_jsonl(stage.predictions, losses)
     write_json(stage.scores, found)
@@ -111,7 +126,7 @@ def _held_out(ready: PreparedChat, run: RunDir, stage: StageDir) -> HeldOut | No
             f"{stage.before}: {len(strangers)} rows are not those that are held out now, such as {strangers[0]}",
             "the table or the tokenizer changed since the run began: begin a new run",
         )
-    after = answer_losses(ready.model, lessons, ready.layout, ready.devices, "scoring after training")
+    after = answer_losses(ready.model, lessons, ready.layout, ready.devices, "scoring after training", ready.supply)
     rows = [item.row for _, item in rows_at(run.data, lessons.numbers)]
     return HeldOut(
         lessons.names,

@@ -7,18 +7,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from luthier.console import say
+from luthier.data.mediasource import MediaSource
+from luthier.data.table import media_bytes
 from luthier.errors import DataError, LuthierError, RequestError
 from luthier.evaluate.answers import answer_losses
 from luthier.models import adapters
 from luthier.models.attention import use_packed_attention
 from luthier.models.chat import ChatTemplate
-from luthier.models.chat_batches import ChatFeed, Layout
+from luthier.models.chat_batches import ChatFeed, Layout, collate
 from luthier.models.chat_model import ChatModel, compile_layers
-from luthier.models.effect import adapter_effect, delta_norms, summary
+from luthier.models.effect import adapter_effect, delta_norms, effect_on, summary
 from luthier.models.lessons import Encoder, Lessons
+from luthier.models.parts import Parts, freeze_unseen, told
+from luthier.models.senses.spelling import Speller
+from luthier.models.senses.supply import Supply
 from luthier.models.text_base import TextBase, load_text_base, tokenizer_digest
 from luthier.models.tokens import add_text_tokens
 from luthier.recipe import Recipe
@@ -49,6 +55,10 @@ class PreparedChat:
     validation: Lessons | None
     held_out: Lessons | None
     exams: StageExams | None
+    supply: Supply | None = None
+    """Where the table's media come from, for a base that sees or hears."""
+    speller: Speller | None = None
+    """How its media are written into prompts; there where `supply` is."""
 
     def fit(self) -> Fit:
         """This stage as something to be trained."""
@@ -60,7 +70,9 @@ class PreparedChat:
 
         validate = None
         if self.validation is not None:
-            score = partial(answer_losses, self.model, self.validation, self.layout, self.devices, "validating")
+            score = partial(
+                answer_losses, self.model, self.validation, self.layout, self.devices, "validating", self.supply
+            )
             validate = lambda: score().mean
         rows = self.feed.rows_per_epoch
         return Fit(self.model, self.feed, rows, self.devices, seal, validate, examination=self.exams)
@@ -70,16 +82,28 @@ class PreparedChat:
         model = self.model.language_model
         if not hasattr(model, "disable_adapter"):
             return {}
-        longest = int(self.lessons.lengths.argmax())
-        ids = torch.from_numpy(self.lessons[longest].ids_L[:_EFFECT_TOKENS].astype("int64"))
         with self.devices.precision.autocast():
-            effect = adapter_effect(model, ids.to(self.devices.device))
+            if self.supply is None:
+                longest = int(self.lessons.lengths.argmax())
+                ids = torch.from_numpy(self.lessons[longest].ids_L[:_EFFECT_TOKENS].astype("int64"))
+                effect = adapter_effect(model, ids.to(self.devices.device))
+            else:
+                batch = collate([self.lessons[self._shortest()]], False, self.layout.pad_id, self.supply)
+                batch = batch.to(self.devices.device)
+                effect = effect_on(model, lambda: self.model.log_likelihoods(batch))
         if effect == 0.0:
             raise LuthierError(
                 "the trained adapter changes no log-likelihood at all: the model is the base",
                 "look at model.lora.target_modules and train.learning_rate",
             )
         return {"effect": effect, "delta_norms": summary(delta_norms(model))}
+
+    def _shortest(self) -> int:
+        """The shortest row, of those with media where there are any: an adapter may sit in the encoder alone."""
+        rows = np.arange(len(self.lessons))
+        seeing = np.flatnonzero(np.diff(self.lessons.media_starts))
+        rows = seeing if len(seeing) else rows
+        return int(rows[self.lessons.lengths[rows].argmin()])
 
 
 def prepare_chat(run: RunDir, name: str, recipe: Recipe) -> PreparedChat:
@@ -98,17 +122,31 @@ def prepare_chat(run: RunDir, name: str, recipe: Recipe) -> PreparedChat:
         train.packing,
         base.tokenizer.pad_token_id or 0,
     )
-    encoder = Encoder(ChatTemplate.of(base.tokenizer), recipe.model.max_tokens, train.truncation)
+    supply = supply_of(recipe, run.data, model)
+    speller = None if supply is None else Speller(supply.senses, supply.source)
+    encoder = Encoder(ChatTemplate.of(base.tokenizer), recipe.model.max_tokens, train.truncation, speller)
     # Of the tokenizer as it is now: stages that add other tokens read the same words as other ids.
-    rows = ChatRows(run.data, run.tokens, recipe, encoder, tokenizer_digest(base.tokenizer))
+    rows = ChatRows(run.data, run.tokens, recipe, encoder, tokenizer_digest(base.tokenizer), supply)
     lessons, feed = rows.feed(layout)
     validation, held_out = _looked_at(rows, recipe)
     _tell(lessons)
+    if model.senses is not None:
+        parts = Parts(base.family, model.senses)
+        freeze_unseen(model.language_model, parts, {medium.kind for medium in lessons.media()})
+        say(told(model.language_model, parts))
     scoring = replace(
-        layout, micro_rows=recipe.evaluate.batch_size, micro_tokens=train.micro_batch_tokens or _SCORED_TOKENS
+        feed.layout, micro_rows=recipe.evaluate.batch_size, micro_tokens=train.micro_batch_tokens or _SCORED_TOKENS
     )
     exams = StageExams.of(recipe, run, run.stage(name), model, base, devices) if recipe.evaluate.exams else None
-    return PreparedChat(base, model, devices, scoring, lessons, feed, validation, held_out, exams)
+    return PreparedChat(base, model, devices, scoring, lessons, feed, validation, held_out, exams, supply, speller)
+
+
+def supply_of(recipe: Recipe, table: Path, model: ChatModel) -> Supply | None:
+    """Where the media of a table come from; None for a base that reads text alone."""
+    if model.senses is None:
+        return None
+    source = MediaSource(partial(media_bytes, table), recipe.data.limits, recipe.data.frames)
+    return Supply(model.senses, source, recipe.data.augment)
 
 
 def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextBase, ChatModel]:
@@ -132,9 +170,9 @@ def build_chat_model(recipe: Recipe, devices: Devices, seed: int) -> tuple[TextB
             raise  # padded rows do well without
     if recipe.train.gradient_checkpointing:
         adapters.checkpoint_activations(base.model)
-    model = ChatModel(tuned, base.facts(), recipe.train.label_smoothing)
+    model = ChatModel(tuned, base.facts(), recipe.train.label_smoothing, base.senses)
     if recipe.train.torch_compile:
-        compile_layers(base.model)
+        compile_layers(base.model if base.senses is None else base.senses.decoder(base.model))
     return base, model
 
 
@@ -172,6 +210,9 @@ def _lessons(rows: ChatRows, label: str, numbers: Numbers) -> Lessons | None:
 def _tell(lessons: Lessons) -> None:
     tokens, targets = len(lessons.ids_T), lessons.target_tokens
     say(f"{len(lessons):,} rows, {tokens:,} tokens, {targets:,} of them learned ({targets / tokens:.0%})")
+    if lessons.media_count:
+        slots = int(lessons.media_M["slots"].sum())
+        say(f"  {lessons.media_count:,} media in them take {slots:,} of the tokens ({slots / tokens:.0%})")
     for reason, count in sorted(lessons.about.get("dropped", {}).items()):
         say(f"  {count:,} rows left out: {reason} (the first: {lessons.about['first'][reason]})")
     if lessons.about.get("shortened"):

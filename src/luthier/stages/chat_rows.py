@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -22,12 +22,15 @@ from luthier.errors import DataError
 from luthier.files import sha256_bytes
 from luthier.models.chat_batches import ChatFeed, Layout
 from luthier.models.lessons import Encoder, Encoding, Lessons, write_lessons
+from luthier.models.senses.supply import Supply
 from luthier.recipe import Recipe
 from luthier.schema import canonical
 
 Numbers = NDArray[np.int64]
 _SPARE = 1.1
 """Rows that a short run encodes beyond those it needs, as some leave."""
+_FORM = 2
+"""Of encoded rows on disk; other forms are made again."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class ChatRows:
     recipe: Recipe
     encoder: Encoder
     tokenizer_digest: str
+    supply: Supply | None = None
+    """Of a base that sees or hears."""
 
     @cached_property
     def _columns(self) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
@@ -60,6 +65,7 @@ class ChatRows:
         """These rows encoded, in the order of the table; read back where that was done before."""
         what = [read_manifest(self.table)["digest"], self.tokenizer_digest, self.encoder.max_tokens]
         what += [self.encoder.truncation, sha256_bytes(np.sort(numbers).tobytes())]
+        what += [_FORM, "" if self.encoder.speller is None else self.encoder.speller.digest()]
         folder = self.tokens / f"{label}-{sha256_bytes(canonical(what).encode())[:16]}"
         found = Lessons.read(folder)
         if found is None:
@@ -86,11 +92,20 @@ class ChatRows:
             lessons = self.lessons("train", np.unique(first[:count]))
             order = _present(_places(lessons), first[:count])[:wanted]
             if len(order) == wanted:
-                return lessons, ChatFeed(lessons, partial(_always, order), layout, seed, len(first))
+                always = partial(_always, order)
+                return lessons, ChatFeed(lessons, always, self._laid(lessons, layout), seed, len(first), self.supply)
             count *= 2
         lessons = self.lessons("train", np.flatnonzero(mine & (self._columns[0] == "train")))
         place = _places(lessons)
-        return lessons, ChatFeed(lessons, lambda epoch: _present(place, _order(mixture, mine, epoch)), layout, seed)
+        order_of = lambda epoch: _present(place, _order(mixture, mine, epoch))
+        return lessons, ChatFeed(lessons, order_of, self._laid(lessons, layout), seed, supply=self.supply)
+
+    def _laid(self, lessons: Lessons, layout: Layout) -> Layout:
+        """Padded where tokens of a picture attend both ways, which attention to packed rows does not know."""
+        if not layout.packed or self.supply is None or self.supply.senses.keeps_causal or not lessons.media_count:
+            return layout
+        say("train.packing: pictures of this base are read both ways, so rows are padded and not packed")
+        return replace(layout, packed=False)
 
 
 def rows_at(table: Path, numbers: Numbers) -> Iterator[tuple[int, TableRow]]:

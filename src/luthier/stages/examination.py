@@ -47,7 +47,7 @@ def read_paper(recipe: Recipe, name: str, place: ExamDir) -> Paper:
 def check_exam(recipe: Recipe, name: str, tokenizer: Any) -> None:
     """Read an exam and put it into words, before there is a base. Raises as `read_paper` does.
 
-    Questions with sound or pictures wait for the base, which alone knows how long these are.
+    Questions with media wait for the base, which alone knows how long these are.
     """
     paper = read_paper(recipe, name, ExamDir(Path(name)))
     if not any(item.media for exam in paper.exams for item in exam.items):
@@ -86,7 +86,10 @@ class StageExams:
         papers = {name: read_paper(recipe, name, stage.exam(name)) for name in recipe.evaluate.exams}
         _refuse_twins(papers, recipe.evaluate.choose_by)
         exams = [exam for paper in papers.values() for exam in paper.exams]
-        media, found = MediaReader.of(base, exams, run.features, recipe.data.limits), dict[str, _Prepared]()
+        media, found = (
+            MediaReader.of(base, exams, run.features, recipe.data.limits, recipe.data.frames),
+            dict[str, _Prepared](),
+        )
         for name, paper in papers.items():
             overlap = touched_items(run.data, recipe.data.sources[name], paper.exam)
             if overlap:

@@ -30,7 +30,7 @@ from luthier.runtime.devices import Devices
 from luthier.runtime.disk import check_room, most_checkpoints, planned_bytes
 from luthier.runtime.memory_estimate import fits
 from luthier.runtime.tracking import missing_trackers
-from luthier.stages.chat_cost import feed_load, memory_of, sample_feed
+from luthier.stages.chat_cost import feed_load, memory_of, sample_feed, supply_of_table
 from luthier.stages.examination import check_exam
 from luthier.train.optim import check_optimizer
 
@@ -189,7 +189,7 @@ def _memory(name: str, recipe: Recipe, table: Path) -> list[str]:
 def _too_large(name: str, recipe: Recipe, table: Path) -> list[str]:
     devices, tokenizer = Devices(recipe.model.dtype), _tokenizer(recipe)
     rows = (item for item in iter_rows(table, {"split": "train"}) if item.row.provenance.source in recipe.data.train)
-    feed = sample_feed(recipe, tokenizer, islice(rows, SAMPLE))
+    feed = sample_feed(recipe, tokenizer, islice(rows, SAMPLE), supply_of_table(recipe, tokenizer, table))
     if feed is None:  # none of these can be learned from; whether any can is seen when all are encoded
         return []
     load = feed_load(feed, feed.steps_per_epoch)

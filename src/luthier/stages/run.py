@@ -18,15 +18,17 @@ import torch
 from luthier.console import say
 from luthier.data.table import read_table
 from luthier.errors import Interrupted
-from luthier.files import read_json
+from luthier.files import read_json, read_jsonl
+from luthier.outcome.describepage import sample_table
 from luthier.recipe import Recipe
 from luthier.recipefile import to_tree
-from luthier.records import StepRecord
 from luthier.rundir import RunDir, StageOptions
 from luthier.runtime.tracking import Trackers
 from luthier.stages.chat_judge import judge_chat, score_before
 from luthier.stages.chat_prepare import prepare_chat
 from luthier.stages.chat_samples import ask_before
+from luthier.stages.chat_store import stock_features
+from luthier.stages.describe_judge import Describing
 from luthier.stages.fit import Fit, fit, prove_resume, stage_checkpoints
 from luthier.stages.judge import judge
 from luthier.stages.prepare import prepare
@@ -56,9 +58,14 @@ def run_stage(run: RunDir, name: str, stages: Mapping[str, Recipe], options: Sta
     stage.path.mkdir(parents=True, exist_ok=True)
     work = prepare_work(run, name, stages)
     work.before()
-    with _mirror(run, name, recipe, options.resume) as work.fit.mirror:
+    with _mirror(run, name, recipe, options.resume) as trackers:
+        if trackers is not None:
+            work.fit.mirror = lambda record: trackers.log(record, record.step)
         trained = fit(work.fit, stage, recipe, resume=options.resume, resume_line=options.resume_line)
-    work.judge(trained)
+        work.judge(trained)
+        if trackers is not None and recipe.task.kind == "describe":
+            columns, rows = sample_table(run.path, read_jsonl(stage.predictions), recipe.seed)
+            trackers.table("predictions", columns, rows)
     return str(read_json(stage.record)["base_sha256"])
 
 
@@ -82,19 +89,23 @@ def _verdict(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
 def _chat(run: RunDir, name: str, stages: Mapping[str, Recipe]) -> Work:
     recipe, stage = stages[name], run.stage(name)
     ready = prepare_chat(run, name, recipe)
+    stock_features(ready, run, name, recipe.train)
+    describing = Describing.of(ready, run, recipe) if recipe.task.kind == "describe" else None
 
     def before() -> None:
         score_before(ready, stage)
+        if describing is not None:
+            describing.before(stage)
         ask_before(ready, run, stage, recipe)
         if ready.exams is not None:
             ready.exams.before()
 
-    return Work(ready.fit(), before, partial(judge_chat, ready, run, stage, recipe))
+    return Work(ready.fit(), before, partial(judge_chat, ready, run, stage, recipe, describing))
 
 
 @contextmanager
-def _mirror(run: RunDir, name: str, recipe: Recipe, resume: bool) -> Iterator[Callable[[StepRecord], None] | None]:
-    """What is told every line of metrics, while a stage trains."""
+def _mirror(run: RunDir, name: str, recipe: Recipe, resume: bool) -> Iterator[Trackers | None]:
+    """What is told every line of metrics, while a stage trains and is judged."""
     if not recipe.track.trackers:
         yield None
         return
@@ -104,7 +115,7 @@ def _mirror(run: RunDir, name: str, recipe: Recipe, resume: bool) -> Iterator[Ca
     trackers = Trackers.open(recipe.track, f"{recipe.name or run.path.name}-{name}", stage.path, about, kept)
     status = "failed"
     try:
-        yield lambda record: trackers.log(record, record.step)
+        yield trackers
         status = "finished"
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"

@@ -24,6 +24,7 @@ def table_request(stages: Mapping[str, Recipe]) -> TableRequest:
             ("data.duplicates", stage.data.duplicates, first.data.duplicates),
             ("data.balance", stage.data.balance, first.data.balance),
             ("task.scale", stage.task.scale, first.task.scale),
+            ("task.describe", stage.task.describe, first.task.describe),
         ):
             if one != other:
                 raise RequestError(

@@ -15,7 +15,7 @@ from luthier.rundir import RunDir
 
 VALIDATION = "validation_loss"
 """The objective by default: the lowest mean loss over the validation rows that a run came to."""
-_LOWER = {VALIDATION, "log_loss", "brier", "ece", "perplexity"}
+_LOWER = {VALIDATION, "log_loss", "brier", "ece", "perplexity", "unparseable"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Objective:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.key in _LOWER or self.key.endswith("_loss")
+        return self.key in _LOWER or self.key.endswith(("_loss", "_log_error"))
 
     def of(self, figures: dict[str, dict[str, Any]]) -> float | None:
         """Its value among the figures of a trial's stages; None where it is not there."""

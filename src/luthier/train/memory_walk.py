@@ -23,6 +23,8 @@ from luthier.models import adapters, quantized
 from luthier.models.attention import use_packed_attention
 from luthier.models.chat_batches import ChatBatch
 from luthier.models.chat_model import ChatModel
+from luthier.models.families import text_family_of
+from luthier.models.senses.supply import MediaBatch
 from luthier.models.text_base import TextBase
 from luthier.models.tokens import add_text_tokens
 from luthier.recipe import Recipe
@@ -30,6 +32,7 @@ from luthier.runtime.live_bytes import LiveBytes, place_without_values, without_
 from luthier.runtime.memory import used_memory
 from luthier.runtime.memory_estimate import MemoryEstimate, Part
 from luthier.runtime.precision import Precision
+from luthier.train.media_walk import MediaWalk, walk_media
 from luthier.train.optim import clip, make_optimizer
 
 _SCRATCH = {"adamw_8bit": 5, "lion": 3}
@@ -50,6 +53,7 @@ def estimate_memory(
     kind = quantized.published(base.model.config) or recipe.model.quantization
     if quantized.loading_options(recipe.model.quantization, base.model.config, precision.dtype, device):
         importlib.import_module("bitsandbytes")  # what it takes for itself belongs to the process
+    senses = base.senses
     base.model.to(precision.dtype)
     base.added_tokens = add_text_tokens(base, recipe.model.added_tokens, recipe.seed)
     tuned = adapters.attach(base, replace(recipe.model, quantization=""), base.added_tokens, recipe.seed)
@@ -60,9 +64,13 @@ def estimate_memory(
             raise
     if recipe.train.gradient_checkpointing:
         adapters.checkpoint_activations(base.model)
+    seen = MediaWalk(0, 0, MediaBatch())
+    if senses is not None and batch.media is not None:
+        seen = walk_media(senses, adapters.bare(tuned), batch.media)
+        batch = replace(batch, media=seen.vectors)
     with without_values() as live:
         place_without_values(tuned, device)
-        learner = ChatModel(tuned, base.facts(), recipe.train.label_smoothing)
+        learner = ChatModel(tuned, base.facts(), recipe.train.label_smoothing, senses)
         if kind == "int8":
             _keep_inputs(learner)
         held = _Held(_size(p for p in learner.parameters() if not p.requires_grad), [p for _, p in learner.tuned()])
@@ -76,10 +84,16 @@ def estimate_memory(
         Part("optimizer", held.optimizer, recipe.train.optimizer),
         Part("gradients", held.gradients, "float32" if passes > 1 else "those there at the peak"),
         Part("activations", held.activations, f"{batch.tokens:,} tokens in the largest of the forward passes"),
+        Part("media", _beyond(seen, held), f"encoding {len(seen.vectors.slots)} media of that pass"),
         Part("buffers", held.buffers + unpacked, "logits by the chunk, a layer computed again or unpacked"),
         Part("process", already + _KERNELS.get(device.type, 0), "the interpreter and its libraries"),
     )
     return MemoryEstimate(tuple(part for part in parts if part.bytes), already)
+
+
+def _beyond(seen: MediaWalk, held: _Held) -> int:
+    """What encoding media adds to the peak: a frozen encoder's work is over when the decoder's activations begin."""
+    return max(seen.held, seen.peak - held.activations - held.buffers)
 
 
 @dataclass
@@ -150,9 +164,16 @@ def _fill_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _packable(learner: ChatModel) -> list[nn.Linear]:
-    head = adapters.bare(learner.language_model).get_output_embeddings()
-    linear = [module for module in learner.modules() if isinstance(module, nn.Linear) and module is not head]
-    return [module for module in linear if not module.weight.requires_grad]
+    bare = adapters.bare(learner.language_model)
+    head, whole = bare.get_output_embeddings(), text_family_of(bare).closed
+    return [
+        module
+        for name, module in bare.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and not (whole and name.startswith(whole))
+        and not module.weight.requires_grad
+    ]
 
 
 class _Kept(torch.autograd.Function):

@@ -12,6 +12,7 @@ from typing import Any
 
 from luthier.recipe import Scale
 from luthier.recipe_data import Columns, Limits, Source
+from luthier.recipe_describe import DescribeSettings
 from luthier.schema import Draft, Drop, Provenance
 
 Record = dict[str, Any]
@@ -35,6 +36,8 @@ class Context:
     """The recipe's names of columns, for graded rows."""
     scale: Scale = field(default_factory=Scale)
     limits: Limits = field(default_factory=Limits)
+    describe: DescribeSettings = field(default_factory=DescribeSettings)
+    """How descriptions are asked for and written, for described rows."""
     touched: list[Path] = field(default_factory=list)
     """Media files that were read one by one; where one of them changes, what was kept is stale."""
 

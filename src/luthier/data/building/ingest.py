@@ -29,11 +29,12 @@ from luthier.data.readers import Broken, Reading, columns_seen, open_source, pee
 from luthier.data.shapes.passages import passages
 from luthier.errors import DataError, SourceError
 from luthier.recipe_data import Source
+from luthier.recipe_describe import DescribeSettings
 from luthier.schema import Draft, Drop, Row, canonical
 
 WORKERS = 2  # sound and pictures are decoded outside the interpreter's lock
 _AHEAD = 16  # recordings in memory at once
-_MEDIA_FORMATS = ("graded", "image_caption")
+_MEDIA_FORMATS = ("graded", "image_caption", "described")
 Outcome = Draft | Drop
 
 
@@ -88,7 +89,9 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
     """Fill a stage's folder. Returns what its manifest says."""
     source, first = reading.source, peek(reading)
     chosen = source.format
-    if chosen == "auto":
+    if chosen == "auto" and request.describe is not None:
+        chosen = "described"
+    elif chosen == "auto":
         chosen = "graded" if request.graded else _detected(reading, first) if first else "messages"
     say(f"{source.name}: {reading.sniffed}, read as {chosen}")
     context = Context(
@@ -100,6 +103,7 @@ def _read(reading: Reading, split: str, request: TableRequest, place: Path) -> d
         request.columns,
         request.scale,
         request.limits,
+        request.describe or DescribeSettings(),
     )
     outcomes = _outcomes(reading, adapter(chosen, context), pooled=chosen in _MEDIA_FORMATS)
     records = 0

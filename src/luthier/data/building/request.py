@@ -12,6 +12,7 @@ from luthier.data.steps import BoundStep, make_steps
 from luthier.errors import RecipeError
 from luthier.recipe import Recipe, Scale
 from luthier.recipe_data import Balance, Columns, Duplicates, Limits, Mix, Source
+from luthier.recipe_describe import DescribeSettings
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class TableRequest:
     seed: int = 17
     graded: bool = True
     """Rows are graded media: small tables, kept in the order of their sources and split when a stage is prepared."""
+    describe: DescribeSettings | None = None
+    """Of a recipe whose sources are descriptions unless they say otherwise."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> TableRequest:
@@ -54,6 +57,7 @@ class TableRequest:
             test_fraction=0.0 if graded else data.test_fraction,
             seed=recipe.seed,
             graded=graded,
+            describe=recipe.task.describe if recipe.task.kind == "describe" else None,
         )
 
     @property
@@ -72,6 +76,7 @@ class TableRequest:
             "limits": asdict(self.limits),
             "steps": self.steps_key(),
             "graded": self.graded,
+            **({"describe": asdict(self.describe)} if self.describe else {}),
         }
 
     def steps_key(self) -> list[dict[str, Any]]:

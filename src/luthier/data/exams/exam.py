@@ -32,7 +32,7 @@ class ExamItem:
     before: str = ""
     """The passage that stands before the question."""
     media: tuple[Part, ...] = ()
-    """Pictures, then sound, by `sha256:` reference into `Exam.blobs`."""
+    """Pictures, then sound, then videos, by `sha256:` reference into `Exam.blobs`."""
     origin: str = ""
 
     def content(self) -> list[Any]:

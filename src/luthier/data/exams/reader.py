@@ -28,7 +28,7 @@ from luthier.recipe_data import Source
 from luthier.recipe_exam import ANSWER_BASES
 from luthier.schema import Drop, Part
 
-_PLACEHOLDER = re.compile("<(image|audio)>")
+_PLACEHOLDER = re.compile("<(image|audio|video)>")
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""The pictures and sound of an exam's record: which cells hold them, and their bytes, checked within bounds.
+"""The pictures, sound and videos of an exam's record: which cells hold them, and their bytes, checked within bounds.
 
 Knows columns (`image`, `images`, `image_1`, `image_path`, `audio`, parts under `media`) and base64; refuses to know
-questions and options. Video is named and never read.
+questions and options.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from luthier.data.pictures import check_picture
 from luthier.data.reading.lines import Record
 from luthier.data.reading.places import media_bytes
 from luthier.data.shapes.asked import written_list
-from luthier.errors import MediaError
+from luthier.data.video import check_video
 from luthier.schema import PartType
 
 _COLUMN = re.compile(r"(image|audio|video)s?(?:_?\d+)?")
@@ -54,13 +54,13 @@ def media_data(cell: Any, context: Context) -> bytes:
 
 
 def check_medium(kind: PartType, data: bytes, context: Context) -> None:
-    """Decode a medium once, within `context.limits`. Raises MediaError, for video always (video_not_read)."""
+    """Decode a medium once, within `context.limits`. Raises MediaError."""
     if kind == "image":
         check_picture(data, context.limits)
     elif kind == "audio":
         load_audio(data, context.limits)
     else:
-        raise MediaError("video_not_read", "exams with video cannot be put to a model yet")
+        check_video(data, context.limits)
 
 
 def _under(record: Record, names: re.Pattern[str]) -> list[tuple[PartType, Any]]:

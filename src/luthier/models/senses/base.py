@@ -100,6 +100,13 @@ class Senses(ABC):
         """The mark of one medium: the `number`-th of its kind in a chat, from 1."""
         return self.marks[kind].replace("{n}", str(number))
 
+    @property
+    def plain(self) -> bool:
+        """Whether media are vectors among the embeddings and no more: positions count up, and the decoder is given
+        nothing else. Then texts that begin alike can be read as a tree."""
+        own = type(self)
+        return own.positions is Senses.positions and own.decoder_inputs is Senses.decoder_inputs
+
     @abstractmethod
     def spell(self, facts: Facts) -> str:
         """The text that stands for a medium, from its header alone: as many slot tokens as `prepare` has slots."""

@@ -54,9 +54,9 @@ class QwenSenses(Senses):
         """The eyes of the bare model `name`. Raises SourceError where its processors cannot be read."""
         config = model.config
         if name.startswith("toy:"):
-            from luthier.models.senses.toy_qwen_vl import processors
+            from luthier.models.toys import toy_processors
 
-            images, films = processors(config.model_type)
+            images, films = toy_processors(name)
         else:
             from transformers import AutoImageProcessor, AutoVideoProcessor
 

@@ -6,6 +6,7 @@ features that enter deeper layers of the decoder (3). Its processors read small 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import (
@@ -25,6 +26,7 @@ VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 _ROWS = 768
 _MERGE = 2
+_NOTHING: Mapping[str, Any] = {}
 
 # ChatML; a picture or video stands between its own marks.
 CHAT_TEMPLATE = (
@@ -52,13 +54,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def build(model_type: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A twin with random weights from the global state: qwen2_vl, qwen2_5_vl or qwen3_vl."""
+def build(
+    model_type: str,
+    tokenizer: PreTrainedTokenizerFast,
+    text: Mapping[str, Any] = _NOTHING,
+    vision: Mapping[str, Any] = _NOTHING,
+) -> PreTrainedModel:
+    """A twin with random weights from the global state: qwen2_vl, qwen2_5_vl or qwen3_vl.
+
+    `text` and `vision` are fields of the configuration that a larger twin has otherwise.
+    """
     ids = tokenizer.convert_tokens_to_ids
     config = AutoConfig.for_model(
         model_type,
-        text_config=_text(model_type, tokenizer),
-        vision_config=_vision(model_type),
+        text_config=_text(model_type, tokenizer) | dict(text),
+        vision_config=_vision(model_type) | dict(vision),
         image_token_id=ids(IMAGE_PAD),
         video_token_id=ids(VIDEO_PAD),
         vision_start_token_id=ids(VISION_START),
@@ -69,13 +79,16 @@ def build(model_type: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     return model
 
 
-def processors(model_type: str) -> tuple[Any, Any]:
-    """(image processor, video processor) of a twin; sizes in pixels, of Qwen3-VL's videos over all frames."""
-    patch = _patch(model_type)
+def processors(model_type: str, patch: int = 0, places: int = 16) -> tuple[Any, Any]:
+    """(image processor, video processor) of a twin; sizes in pixels, of Qwen3-VL's videos over all frames.
+
+    A larger twin has patches of `patch` pixels and `places` vectors of a picture at most.
+    """
+    patch = patch or _patch(model_type)
     place = (patch * _MERGE) ** 2
-    picture = {"shortest_edge": 4 * place, "longest_edge": 16 * place}
+    picture = {"shortest_edge": 4 * place, "longest_edge": places * place}
     # The first two count the pixels of one frame.
-    film = {"shortest_edge": 4 * place, "longest_edge": 32 * place} if model_type == "qwen3_vl" else picture
+    film = {"shortest_edge": 4 * place, "longest_edge": 2 * places * place} if model_type == "qwen3_vl" else picture
     settings = {"patch_size": patch, "merge_size": _MERGE, "temporal_patch_size": 2}
     of_films = Qwen3VLVideoProcessor if model_type == "qwen3_vl" else Qwen2VLVideoProcessor
     return Qwen2VLImageProcessor(size=picture, **settings), of_films(size=film, **settings)

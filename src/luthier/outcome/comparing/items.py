@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 NAMED = 5
 """Ids that a record of items left out gives."""
 _CLIP = 1e-7
+_DESCRIBED = ("accuracy", "log_error", "within_10", "token_f1")
+"""Scores of a description that are compared, the first in the headline."""
 _BYTES_APART = 0.02
 """Share by which the bytes of one answer may differ between tokenizers, which decode blanks in different ways."""
 
@@ -88,6 +90,25 @@ def ranking(runs: Sequence[RunStage], ids: Sequence[str]) -> tuple[Floats, Float
     """p_pass (K, N) and whether each was recorded as a pass (N), of matched verdicts; for AUROC."""
     lines_KN = [[table[name] for name in ids] for table in (_by_id(run.verdicts) for run in runs)]
     return _column(lines_KN, lambda line: line["p_pass"]), _column(lines_KN[:1], lambda line: line["pass"])[0]
+
+
+def match_descriptions(runs: Sequence[RunStage]) -> Matched:
+    """Held-out pictures of which all runs know the same truth, by the scores that an answer has by itself: categories
+    and amounts within a tenth right or wrong, errors of an amount's logarithm, words of a text."""
+    labels, tables = [run.label for run in runs], [_by_id(run.described) for run in runs]
+    ids = _shared(tables, lambda lines: all(line["truth"] == lines[0]["truth"] for line in lines))
+    lines_KN = [[table[name] for name in ids] for table in tables]
+    scored = [name for name in (lines_KN[0][0]["scores"] if ids else ()) if name.rpartition(".")[2] in _DESCRIBED]
+    measures = [
+        Measure(
+            name.replace(".", " ").replace("_", " "),
+            _column(lines_KN, lambda line, name=name: line["scores"][name]),
+            lower_is_better=name.endswith(".log_error"),
+            exact=name.endswith((".accuracy", ".within_10")),
+        )
+        for name in sorted(scored, key=lambda name: _DESCRIBED.index(name.rpartition(".")[2]))
+    ]
+    return _matched(labels, tables, ids, measures, _repeats(labels, [run.described for run in runs]))
 
 
 def match_losses(labels: Sequence[str], scored: Sequence[Sequence[Json]]) -> Matched:

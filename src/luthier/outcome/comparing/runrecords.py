@@ -57,6 +57,11 @@ class RunStage:
         return [line for line in _lines(self.stage.predictions) if "p_pass" in line]
 
     @cached_property
+    def described(self) -> list[Json]:
+        """Held-out pictures: id, group, truth, read, and the scores of each answer, as `field.score`."""
+        return [line for line in _lines(self.stage.predictions) if "truth" in line and "scores" in line]
+
+    @cached_property
     def held_out(self) -> list[Json]:
         """Held-out chats: id, group, nll (nats), target_bytes."""
         path = self.stage.held_out if self.stage.held_out.is_file() else self.stage.predictions

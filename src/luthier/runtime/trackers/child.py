@@ -1,6 +1,6 @@
 """The process of one tracker: `python -m luthier.runtime.trackers.child NAME`, spoken to by `luthier.runtime.tracking`.
 
-It reads one JSON message a line (open, then log, then close) and answers each with one: `{"note": ...}`, or
+It reads one JSON message a line (open, then log and table, then close) and answers each with one: `{"note": ...}`, or
 `{"failed": ...}` and its end. Where the messages stop without a close, the run was killed, and is closed as such.
 
 `NAME.json` in the tracker's folder keeps the id of the run and the last step that was sent. It is written before the
@@ -9,13 +9,14 @@ step is sent: a kill in between leaves a line out of the mirror, and never one t
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
 from pathlib import Path
 from typing import IO, Any
 
-from luthier.runtime.trackers.mirrors import MIRRORS, Mirror, Opening
+from luthier.runtime.trackers.mirrors import MIRRORS, Mirror, Opening, Tables
 
 
 class Session:
@@ -44,6 +45,13 @@ class Session:
             self._keep(step)
             self.mirror.log(metrics, step)
 
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Send a table; a cell `{"jpeg": BASE64}` is a picture."""
+        if not isinstance(self.mirror, Tables):
+            return
+        cells = [[base64.b64decode(cell["jpeg"]) if isinstance(cell, dict) else cell for cell in row] for row in rows]
+        self.mirror.table(name, columns, cells)
+
     def _keep(self, step: int) -> None:
         beside = self._state.with_suffix(".tmp")
         beside.write_text(json.dumps({"id": self.mirror.id, "step": step}), encoding="utf-8")
@@ -62,6 +70,8 @@ def serve(tracker: str, messages: IO[str], answers: IO[str]) -> None:
                 note = session.mirror.note
             elif session is not None and message["do"] == "log":
                 session.log(message["metrics"], message["step"])
+            elif session is not None and message["do"] == "table":
+                session.table(message["name"], message["columns"], message["rows"])
             elif session is not None:
                 mirror, session = session.mirror, None
                 mirror.close(message["status"])

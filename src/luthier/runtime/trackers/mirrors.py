@@ -6,6 +6,7 @@ been cleared of whatever would make it call home. Nothing is known here of recip
 
 from __future__ import annotations
 
+import io
 import json
 import netrc
 import os
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 Metrics = dict[str, float]
@@ -44,6 +45,13 @@ class Mirror(Protocol):
     def log(self, metrics: Metrics, step: int) -> None: ...
 
     def close(self, status: str) -> None: ...
+
+
+@runtime_checkable
+class Tables(Protocol):
+    """A mirror that shows tables too. A cell is a text, a number, or the bytes of a JPEG (b"" for none)."""
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None: ...
 
 
 class TensorBoard:
@@ -77,6 +85,7 @@ class WandB:
 
     def __init__(self, opening: Opening) -> None:
         os.environ["WANDB_CACHE_DIR"] = str(opening.folder / "cache")  # its logs would go to the home folder
+        os.environ["WANDB_DATA_DIR"] = str(opening.folder / "data")  # and so would what waits to be sent
         import wandb
 
         self.id = opening.id or uuid.uuid4().hex[:8]
@@ -122,6 +131,24 @@ class WandB:
 
     def log(self, metrics: Metrics, step: int) -> None:
         self._run.log(metrics, step=step)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """The table, and its pictures with the other cells as captions: a table that was kept offline shows the word
+        "Image" in their place after it was sent (wandb/wandb#4611)."""
+        import wandb
+        from PIL import Image
+
+        def picture(data: bytes, caption: str | None = None) -> Any:
+            return wandb.Image(Image.open(io.BytesIO(data)), caption=caption, file_type="jpg") if data else None
+
+        cells = [[picture(cell) if isinstance(cell, bytes) else cell for cell in row] for row in rows]
+        captioned = [
+            picture(cell, " | ".join(str(other) for other in row if not isinstance(other, bytes)))
+            for row in rows
+            for cell in row
+            if isinstance(cell, bytes) and cell
+        ]
+        self._run.log({name: wandb.Table(columns=columns, data=cells), f"{name}_pictures": captioned})
 
     def close(self, status: str) -> None:
         self._run.finish(exit_code=0 if status == "finished" else 1)
