@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 from luthier import __version__
-from luthier.clicompare import compare_parser
 from luthier.clicollect import collect_parser
+from luthier.clicompare import compare_parser
 from luthier.clidata import data_parser
 from luthier.cliexam import exam_parser
 from luthier.cliserve import serve_parser

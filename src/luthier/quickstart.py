@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from luthier.console import table
 from luthier.files import read_json, write_text
@@ -12,6 +13,8 @@ from luthier.rundir import refuse_existing
 
 QUICKSTARTS = {"speaking": "quickstart", "expert": "encyclopedia", "describer": "cards"}
 """Kinds of work that have a quickstart, each with its recipe."""
+_BESIDE = ("constant", "over_constant", "before", "gain")
+"""What scores of a describe stage begin with that stand beside others."""
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -63,17 +66,7 @@ def headline(run: Path) -> str:
                 majority = f"{own['majority']['value']:.3f}"
                 exams.append([name, exam, shown(own.get("accuracy")), majority, shown(own.get("log_loss"))])
         elif "unparseable" in scores:
-            described += [
-                [
-                    name,
-                    key,
-                    shown(score),
-                    shown(scores.get(f"constant.{key}")),
-                    shown(scores.get(f"over_constant.{key}")),
-                ]
-                for key, score in scores.items()
-                if isinstance(score, dict) and (f"constant.{key}" in scores or key == "unparseable")
-            ]
+            described += _described(name, scores)
         elif "accuracy" in scores:
             own = [shown(scores.get(key)) for key in ("accuracy", "auroc", "brier")]
             verdicts.append([name, *own, shown(reference.get("bayes.auroc")), shown(reference.get("ratio.auroc"))])
@@ -89,6 +82,15 @@ def headline(run: Path) -> str:
     if chats:
         parts.append(table(["stage", "held-out loss before", "after", "gain on the same rows"], chats))
     return "\n".join(parts)
+
+
+def _described(name: str, scores: dict[str, Any]) -> list[list[str]]:
+    """Lines of a describe stage: each score of a field beside the best constant's."""
+    fields = [key for key in scores if "." in key and key.partition(".")[0] not in _BESIDE]
+    return [
+        [name, key, *(shown(scores.get(beside + key)) for beside in ("", "constant.", "over_constant."))]
+        for key in ("unparseable", *fields)
+    ]
 
 
 def shown(score: dict[str, object] | None) -> str:

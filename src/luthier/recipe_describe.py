@@ -16,6 +16,8 @@ from string import Formatter
 FIELD_KINDS = ("text", "category", "amount")
 PICTURE = "image"
 """The name under which `columns` has the pictures' column."""
+_OURS = (PICTURE, "constant", "over_constant", "before", "gain")
+"""Names that no field may have: the picture's column, and what scores begin with."""
 _CURRENCY = r"[$€£¥]|[A-Z]{3}"
 _AMOUNT = re.compile(
     rf"(?P<before>{_CURRENCY})? ?(?P<number>[0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]+)(?P<part>\.[0-9]+)? ?"
@@ -165,6 +167,7 @@ def describe_problems(settings: DescribeSettings) -> list[str]:
     strangers = [name for name in settings.columns if name not in (*names, PICTURE)]
     if strangers:
         found.append(f"{where}.columns: {', '.join(strangers)} is no field of the template (nor {PICTURE})")
-    if PICTURE in names:
-        found.append(f"{where}.template: {PICTURE} is the picture's name (call the field otherwise)")
+    found += [
+        f"{where}.template: {name} has another meaning (call the field otherwise)" for name in names if name in _OURS
+    ]
     return found

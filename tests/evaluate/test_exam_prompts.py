@@ -12,6 +12,7 @@ from luthier.evaluate.exam_prompts import WORDINGS, Asked, Asker
 from luthier.models.chat import ChatTemplate, load_tokenizer
 from luthier.recipe_exam import PROMPTS, ExamSettings
 from luthier.schema import Part
+from support import seeing
 from support.questions import exam_of
 from support.templates import FAMILIES, MISTRAL, family, tokenizer_of
 
@@ -126,10 +127,14 @@ def test_context_and_answer_are_a_beginning_of_the_chat_that_has_the_answer(name
 
 
 def test_media_stand_before_the_question() -> None:
-    sound = Part("audio", media="sha256:0")
-    item = ExamItem("m1", "What is said?", ("yes", "no"), 0, media=(sound, sound))
-    asker = Asker.of(exam_of([item]), ExamSettings(), chat()["template"], None, {"audio": "<|snd|>"})
-    assert next(asker.ask(item)).contexts[0].startswith("<|bos|>[INST] <|snd|><|snd|>Question: What is said?")
+    media = (seeing.image(30, 30), seeing.sound(0.7))
+    item = ExamItem("m1", "What is said?", ("yes", "no"), 0, media=media)
+    twin = seeing.Seeing.of("toy:phi4-multimodal")
+    asker = Asker.of(exam_of([item]), ExamSettings(), twin.encoder.template, None, twin.encoder.speller)
+    asked = next(asker.ask(item))
+    assert [medium.reference for medium in asked.media] == [part.media for part in media]
+    spelled = "<|image|>" * asked.media[0].slots + "<|audio|>" * asked.media[1].slots
+    assert asked.contexts[0].startswith(f"<|user|>{spelled}Question: What is said?")
 
 
 def test_more_options_than_letters_and_a_base_without_a_template_are_refused() -> None:

@@ -84,7 +84,8 @@ def test_options_have_the_log_likelihoods_of_the_librarys_own_processor_and_forw
         images, films = toy_qwen_vl.processors(kind)
         processor = transformers.Qwen3VLProcessor(images, base.tokenizer, films)
     for item, prediction in zip(exam.items[:2], found.predictions, strict=False):
-        words = "Question: What is it?\nA. one two\nB. answer two\nC. a long answer\nAnswer with the letter of the right option."
+        words = "Question: What is it?\nA. one two\nB. answer two\nC. a long answer\n"
+        words += "Answer with the letter of the right option."
         content = [*({"type": "image"} for _ in item.media), {"type": "text", "text": words}]
         asked = base.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.models import adapters
 from luthier.models.chat_batches import ChatFeed, Layout, collate
 from luthier.models.feeds import stream
 from luthier.models.lessons import Lessons
@@ -161,3 +162,15 @@ def test_what_is_not_tuned_stays_in_evaluation_mode(twin):
     finally:
         bare.requires_grad_(True)
         model.eval()
+
+
+@pytest.mark.parametrize("name", seeing.TOYS)
+def test_layers_that_are_computed_again_give_the_same_gradients(name):
+    plain, again = Seeing.of(name), Seeing.of(name)
+    adapters.checkpoint_activations(again.model.language_model)
+    found = []
+    for one in (plain, again):
+        one.model.train()
+        lessons = one.lessons(seeing.mixed(one.supply.senses.kinds)[:3])
+        found.append(gradients(one, passes(one, lessons, True, 100)))
+    assert all(torch.allclose(found[1][key], gradient, rtol=1e-4, atol=1e-6) for key, gradient in found[0].items())

@@ -230,6 +230,21 @@ def test_a_prompt_is_how_the_lesson_of_its_answer_begins(name):
         assert len(media) == len(lesson.media)
 
 
+def test_what_the_family_begins_every_text_with_is_there_once_and_places_move_with_it(name):
+    encoder = encoder_of(name)
+    senses = encoder.speller.senses
+    senses.opening = "<|endoftext|>"
+    for item in seeing.mixed(senses.kinds):
+        [lesson], found = encode(encoder, item)
+        assert not found.dropped
+        ids = lesson.ids_L.tolist()
+        assert encoder.template.tokenizer.decode(ids[:1]) == senses.opening
+        assert encoder.template.tokenizer.decode(ids[1:2]) != senses.opening
+        learned = encoder.template.tokenizer.decode(lesson.ids_L[lesson.weight_L > 0], skip_special_tokens=True)
+        said = [message.text for message in item.row.messages if message.role == "assistant"]
+        assert "".join(learned.split()) == "".join("".join(said).split())
+
+
 WORDS = st.lists(st.one_of(st.sampled_from(chats.WORDS), st.text(max_size=5)), max_size=4).map(" ".join)
 SIZES = st.tuples(st.integers(12, 140), st.integers(12, 140))
 

@@ -167,10 +167,12 @@ class Examiner:
                     finish(at, ways)
         return read
 
-    def _prompt(self, text: Scored) -> Prompt:
+    def _prompt(self, text: Scored) -> list[int] | Prompt:
         """What comes before the scored part, as a `Generator` takes it."""
-        ids, media = (text.ids, ()) if self.media is None else self.media.read(text.ids)
-        return Prompt(ids[: text.start].tolist(), media)
+        if self.media is None:
+            return text.ids[: text.start].tolist()
+        ids, media = self.media.read(text.ids[: text.start])
+        return Prompt(ids.tolist(), media)
 
     def _scored(self, at: int, one: Encoded, sums: Sequence[float]) -> ExamAsked:
         """What is no number chooses nothing: with one NaN among them, the largest would depend on their order."""

@@ -84,13 +84,11 @@ def _whole_parts(config: ModelConfig) -> list[str]:
 def _tune_in_place(base: Base | TextBase, config: ModelConfig) -> Any:
     model = base.model.float()
     parts = parts_of(base, config)
-    if not isinstance(base, TextBase):
-        trained = {name for name, _ in model.named_parameters() if not name.startswith(base.family.frozen)}
-    else:
-        language = parts.parameters(model, [LANGUAGE])
-        others = parts.parameters(model, _whole_parts(config))
-        # The folder would hold the language twice where a part's own tensor lies in the module around both.
-        trained = language | {name for name in others if not any(_owned(one, _owner(name)) for one in language)}
+    # Of a verdict's base the encoder that is passed is not `frozen`, and so goes with the language.
+    language = parts.parameters(model, [LANGUAGE])
+    others = parts.parameters(model, _whole_parts(config))
+    # The folder would hold the language twice where a part's own tensor lies in the module around both.
+    trained = language | {name for name in others if not any(_owned(one, _owner(name)) for one in language)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(name in trained)
     owners = _owners([name for name, _ in _trained(model)])

@@ -166,6 +166,12 @@ class Layout:
     packed: bool = True
     pad_id: int = 0
 
+    def suited(self, lessons: Lessons, supply: Supply | None) -> Layout:
+        """Padded where tokens of a picture attend both ways, which attention to packed rows does not know."""
+        if supply is None or supply.senses.keeps_causal or not lessons.media_count:
+            return self
+        return replace(self, packed=False)
+
 
 class ChatFeed(Feed):
     """Optimizer steps over lessons. `order(epoch)` gives the lessons of an epoch, each as often as it is shown.

@@ -51,11 +51,9 @@ def sample_feed(
     lessons = Lessons.of([lesson for _, lesson in encoder.encode(rows, Encoding()) if lesson is not None])
     if not len(lessons):
         return None
-    both_ways = supply is not None and not supply.senses.keeps_causal and lessons.media_count > 0
-    packing = train.packing and not both_ways
     layout = Layout(
-        train.batch_size, train.micro_batch_size, train.micro_batch_tokens, packing, tokenizer.pad_token_id or 0
-    )
+        train.batch_size, train.micro_batch_size, train.micro_batch_tokens, train.packing, tokenizer.pad_token_id or 0
+    ).suited(lessons, supply)
 
     def order(epoch: int) -> Any:
         return np.random.default_rng([recipe.seed, epoch]).permutation(len(lessons))

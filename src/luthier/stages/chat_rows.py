@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -101,11 +101,10 @@ class ChatRows:
         return lessons, ChatFeed(lessons, order_of, self._laid(lessons, layout), seed, supply=self.supply)
 
     def _laid(self, lessons: Lessons, layout: Layout) -> Layout:
-        """Padded where tokens of a picture attend both ways, which attention to packed rows does not know."""
-        if not layout.packed or self.supply is None or self.supply.senses.keeps_causal or not lessons.media_count:
-            return layout
-        say("train.packing: pictures of this base are read both ways, so rows are padded and not packed")
-        return replace(layout, packed=False)
+        found = layout.suited(lessons, self.supply)
+        if found != layout:
+            say("train.packing: pictures of this base are read both ways, so rows are padded and not packed")
+        return found
 
 
 def rows_at(table: Path, numbers: Numbers) -> Iterator[tuple[int, TableRow]]:

@@ -17,6 +17,7 @@ from PIL import Image
 from luthier.data.exams import read_exam
 from luthier.data.leaks.examtexts import exam_items
 from luthier.errors import DataError
+from support import films
 
 
 def picture(shade: int, size: int = 20) -> bytes:
@@ -100,6 +101,14 @@ def test_bytes_in_parquet_and_sound_are_read_and_placeholders_make_way(tmp_path:
     assert read_exam(tmp_path / "f.parquet", "f").digest != exam.digest
 
 
+def test_videos_are_read_and_their_placeholders_make_way(tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(films.film(12))
+    record = asked(0, video="clip") | {"question": "<video> What happens?"}
+    (tmp_path / "e.jsonl").write_text(json.dumps(record))
+    [item] = read_exam(tmp_path / "e.jsonl", "e").items
+    assert (item.question, [part.type for part in item.media]) == ("What happens?", ["video"])
+
+
 def test_media_written_beside_items_are_found_by_their_reference(tmp_path: Path) -> None:
     shown = picture(3)
     (tmp_path / "media").mkdir()
@@ -115,7 +124,7 @@ def test_media_written_beside_items_are_found_by_their_reference(tmp_path: Path)
         ({"image": base64.b64encode(b"no picture at all" * 9).decode()}, "unreadable_image"),
         ({"image": base64.b64encode(picture(1, 60)[:-3000]).decode()}, "unreadable_image"),
         ({"audio": base64.b64encode(b"no sound at all " * 9).decode()}, "unreadable_audio"),
-        ({"video": "data:,abc"}, "video_not_read"),
+        ({"video": "data:,abc"}, "unreadable_video"),
     ],
 )
 def test_media_that_cannot_be_decoded_are_counted(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
