@@ -40,6 +40,18 @@ def rehearsed(name: str, folder: Path, *overrides: str) -> dict[str, Recipe]:
         ("Qwen/Qwen3-8B", "toy:qwen3"),
         ("google/gemma-2-9b-it", "toy:gemma2"),
         ("google/gemma-3-1b-it", "toy:gemma3"),
+        ("google/gemma-3-270m", "toy:gemma3"),
+        ("google/gemma-3-4b-it", "toy:gemma3-vision"),
+        ("unsloth/gemma-3-27b-it-bnb-4bit", "toy:gemma3-vision"),
+        ("Qwen/Qwen2-VL-2B-Instruct", "toy:qwen2-vl"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "toy:qwen2.5-vl"),
+        ("Qwen/Qwen3-VL-4B-Instruct", "toy:qwen3-vl"),
+        ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "toy:smolvlm"),
+        ("HuggingFaceM4/Idefics3-8B-Llama3", "toy:idefics3"),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", "toy:llava-onevision"),
+        ("microsoft/Phi-3-vision-128k-instruct", "toy:phi3-vision"),
+        ("microsoft/Phi-3.5-vision-instruct", "toy:phi3-vision"),
+        ("microsoft/Phi-4-multimodal-instruct", "toy:phi4-multimodal"),
         ("microsoft/Phi-3-mini-4k-instruct", "toy:phi3"),
         ("microsoft/phi-4", "toy:phi3"),
         ("mistralai/Mistral-7B-Instruct-v0.3", "toy:mistral"),
@@ -58,7 +70,19 @@ def test_every_twin_is_a_toy_that_there_is() -> None:
     assert {toy for _, toy in rehearse.TWINS} <= set(TOYS)
 
 
-@pytest.mark.parametrize(("kind", "toy"), [("gemma3_text", "toy:gemma3"), ("qwen2", "toy:qwen2"), ("phi3", "toy:phi3")])
+@pytest.mark.parametrize(
+    ("kind", "toy"),
+    [
+        ("gemma3_text", "toy:gemma3"),
+        ("gemma3", "toy:gemma3-vision"),
+        ("qwen2", "toy:qwen2"),
+        ("qwen2_5_vl", "toy:qwen2.5-vl"),
+        ("phi3", "toy:phi3"),
+        ("phi3_v", "toy:phi3-vision"),
+        ("phi4_multimodal", "toy:phi4-multimodal"),
+        ("llava_onevision", "toy:llava-onevision"),
+    ],
+)
 def test_a_folder_tells_its_family_itself(tmp_path: Path, kind: str, toy: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     assert twin(str(tmp_path)) == toy

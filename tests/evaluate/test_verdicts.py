@@ -41,7 +41,7 @@ def test_judging_leaves_the_mode_of_the_model_alone(job):
 
 def test_swapping_keeps_questions_and_grades_and_moves_every_recording(job):
     examples = job.feed.examples
-    audio = examples[0].ids[examples[0].sound_at]
+    audio = examples[0].ids[examples[0].media_at]
     swapped = swap_recordings(examples, audio, seed=3, rounds=2)
     assert len(swapped) == 2 * len(examples) == len({e.id for e in swapped})
     by_id = {e.id: e for e in examples}
@@ -52,6 +52,6 @@ def test_swapping_keeps_questions_and_grades_and_moves_every_recording(job):
         own = by_id[other.id.partition("#")[0]]
         assert other.media != own.media
         assert (other.grade, other.target, other.group) == (own.grade, own.target, own.group)
-        assert other.ids.count(audio) == other.sound_length
+        assert other.ids.count(audio) == other.media_length
         assert [i for i in other.ids if i != audio] == [i for i in own.ids if i != audio]
     assert swap_recordings(examples, audio, seed=3, rounds=2) == swapped

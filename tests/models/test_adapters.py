@@ -42,7 +42,7 @@ def own_forward(language_model: Any, one, row: int) -> torch.Tensor:
             language_model(
                 input_ids=torch.tensor([example.ids]),
                 audio_input_features=mel_TF[None],
-                audio_embed_sizes=torch.tensor([example.sound_length]),
+                audio_embed_sizes=torch.tensor([example.media_length]),
             )
             .logits[0, -1]
             .float()

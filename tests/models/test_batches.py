@@ -154,7 +154,7 @@ def test_collate_pads_on_the_right_and_groups_sound_by_length(bench):
     for group in batch.sound:
         for row, value in zip(group.rows_G.tolist(), group.values, strict=True):
             assert torch.equal(value, one.store.load(examples[row].media))
-            assert len(value) == examples[row].sound_length
+            assert len(value) == examples[row].media_length
     assert len(batch.sound) == 4
     torch.testing.assert_close(batch.target_B, torch.tensor([e.target for e in examples]))
 
@@ -162,7 +162,7 @@ def test_collate_pads_on_the_right_and_groups_sound_by_length(bench):
 def test_collate_puts_other_recordings_in_place(bench):
     one = bench()
     twins = [one.examples[0], one.examples[4]]
-    assert twins[0].sound_length == twins[1].sound_length
+    assert twins[0].media_length == twins[1].media_length
     batch = collate(twins, one.store, 0, sounds=[twins[1].media, twins[0].media])
     assert torch.equal(batch.sound[0].values[0], one.store.load(twins[1].media))
 

@@ -86,8 +86,8 @@ def test_rows_are_kept_in_order_and_drops_are_counted():
     assert len(examples) + sum(dropped.values()) == len(rows)
     first = examples[0]
     assert (first.target, first.level, first.grade, first.held_back) == (0.25, 5, 3.5, (3.0,))
-    assert (first.media, first.sound_length, first.group, first.source) == ("sha256:a", 6, "speaker", "source")
-    assert first.ids[first.sound_at : first.sound_at + 6] == (AUDIO,) * 6
+    assert (first.media, first.media_length, first.group, first.source) == ("sha256:a", 6, "speaker", "source")
+    assert first.ids[first.media_at : first.media_at + 6] == (AUDIO,) * 6
 
 
 @settings(max_examples=250, deadline=None)

@@ -28,7 +28,7 @@ def test_company_does_not_change_a_probability(bench, readout):
     one.model.eval()
     alone = torch.cat([one.model.verdicts(one.batch([i])).p_pass_B for i in range(8)])
     assert float(alone.max() - alone.min()) > 1e-3
-    assert len({e.sound_length for e in one.examples}) == 4
+    assert len({e.media_length for e in one.examples}) == 4
     for size in (2, 3, 8):
         for order in (list(range(8)), [5, 2, 7, 0, 3, 6, 1, 4]):
             together = torch.empty(8, dtype=torch.float64)
@@ -127,7 +127,7 @@ def test_logits_are_those_of_the_librarys_own_forward(bench, changes):
             theirs = one.model.language_model(
                 input_ids=torch.tensor([example.ids]),
                 audio_input_features=mel_TF[None],
-                audio_embed_sizes=torch.tensor([example.sound_length]),
+                audio_embed_sizes=torch.tensor([example.media_length]),
             ).logits[0, -1]
             torch.testing.assert_close(ours[row], theirs, rtol=0, atol=1e-5)
 
@@ -139,7 +139,7 @@ def test_sound_sizes_are_those_of_the_librarys_extractor(bench):
         padded = torch.zeros(-(-len(wave) // 10_240) * 10_240)
         padded[: len(wave)] = torch.tensor(wave)
         found = one.base.extractor([padded.numpy()], sampling_rate=16_000, return_tensors="pt")
-        assert int(found["audio_embed_sizes"][0]) == example.sound_length
+        assert int(found["audio_embed_sizes"][0]) == example.media_length
 
 
 def test_the_head_begins_as_the_answer_tokens(bench):
@@ -219,7 +219,7 @@ def test_prompt_tuning_of_peft_is_deaf(bench):
             "input_ids": torch.tensor([example.ids]),
             "attention_mask": torch.ones(1, len(example.ids)),
             "audio_input_features": mel[None],
-            "audio_embed_sizes": torch.tensor([example.sound_length]),
+            "audio_embed_sizes": torch.tensor([example.media_length]),
         }
         with torch.no_grad():
             return model(**inputs).logits[0, -1]

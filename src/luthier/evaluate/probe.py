@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from luthier.data.building.rows import TableRow
-from luthier.data.media import load_audio
 from luthier.data.table import Table
 from luthier.models.adapters import sound_is_frozen
 from luthier.models.batches import collate
 from luthier.models.encode import PromptEncoder, encode_rows
-from luthier.models.features import FeatureStore
 from luthier.models.learner import StepWeights
 from luthier.models.load import Base
 from luthier.models.verdict import VerdictModel
+from luthier.models.verdict_features import verdict_features
 from luthier.recipe import Recipe
 from luthier.runtime.devices import Devices
 
@@ -28,14 +26,14 @@ def seconds_per_row(
     devices = Devices(recipe.model.dtype)
     devices.place(model)
 
-    def waveform(reference: str) -> Any:
+    def data(reference: str) -> bytes:
         table = next(t for t in tables.values() if any(reference in item.row.media for item in t.rows))
-        return load_audio(table.media_bytes(reference), recipe.data.limits)
+        return table.media_bytes(reference)
 
-    store = FeatureStore(folder, base.family, base.extractor, waveform, base.model, sound_is_frozen(recipe.model))
-    lengths = store.prepare(item.row.media[0] for item in items)
+    parts = [part for item in items for part in item.row.parts if part.media]
+    store, spelled = verdict_features(base, recipe, parts, data, (folder, sound_is_frozen(recipe.model)))
     encoder = PromptEncoder.of(base, recipe)
-    examples, _ = encode_rows([item.row for item in items], encoder, lengths, lambda row: (0.5, 0))
+    examples, _ = encode_rows([item.row for item in items], encoder, spelled, lambda row: (0.5, 0))
     if not examples:
         return 0.0
     batch = collate(examples, store, base.tokenizer.pad_token_id).to(devices.device)

@@ -1,4 +1,4 @@
-"""Held-out answers judged: one forward pass each, and the test whether the model listens at all."""
+"""Held-out answers judged: one forward pass each, and the test whether the model listens or looks at all."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Judge:
         return Judged(**columns)
 
 
-def swap_recordings(examples: Sequence[Example], audio_token_id: int, seed: int, rounds: int = 5) -> list[Example]:
-    """Give every example another's recording, `rounds` times over; questions and grades stay.
+def swap_media(examples: Sequence[Example], seed: int, rounds: int = 5) -> list[Example]:
+    """Give every example another's recording, picture or video, `rounds` times over; questions and grades stay.
 
-    Each round is a shuffled circle in which everyone takes their neighbour's recording. Ids get the round's
+    Each round is a shuffled circle in which everyone takes their neighbour's. Ids get the round's
     number. Several rounds, because one swap among few speakers lands far from chance by luck.
     """
     swapped = []
@@ -71,11 +71,10 @@ def swap_recordings(examples: Sequence[Example], audio_token_id: int, seed: int,
         for place, i in enumerate(order):
             own, other = examples[i], examples[order[(place + 1) % len(order)]]
             ids = (
-                *own.ids[: own.sound_at],
-                *[audio_token_id] * other.sound_length,
-                *own.ids[own.sound_at + own.sound_length :],
+                *own.ids[: own.media_at],
+                *other.ids[other.media_at : other.media_at + other.media_length],
+                *own.ids[own.media_at + own.media_length :],
             )
-            swapped.append(
-                replace(own, id=f"{own.id}#{turn}", ids=ids, media=other.media, sound_length=other.sound_length)
-            )
+            taken = {"media": other.media, "media_length": other.media_length, "words": other.words}
+            swapped.append(replace(own, id=f"{own.id}#{turn}", ids=ids, **taken))
     return swapped

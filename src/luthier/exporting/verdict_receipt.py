@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.media import load_audio
 from luthier.data.table import read_table
 from luthier.evaluate.verdicts import Judge
 from luthier.exporting.kinds import Subject
@@ -24,12 +23,12 @@ from luthier.exporting.receipt import FORMS, PROMPTS, heading, not_run
 from luthier.files import sha256_bytes
 from luthier.models.adapters import read
 from luthier.models.encode import PromptEncoder, encode_rows
-from luthier.models.features import FeatureStore
 from luthier.models.load import Base, load_base
 from luthier.models.package import NAME
 from luthier.models.text_base import tokenizer_digest
 from luthier.models.tokens import add_learned_tokens
 from luthier.models.verdict import HEAD, VerdictModel
+from luthier.models.verdict_features import verdict_features
 from luthier.recipe import Recipe
 from luthier.runtime.devices import Devices
 from luthier.schema import Row, canonical
@@ -40,17 +39,17 @@ Probabilities = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Recordings:
-    """What is judged: held-out rows, and the sound that each refers to."""
+    """What is judged: held-out rows, and the bytes of the media that they refer to."""
 
     rows: Sequence[Row]
-    waves: Mapping[str, Any]
+    data: Mapping[str, bytes]
 
     @classmethod
     def of(cls, subject: Subject) -> Recordings:
         """Up to 20 of those that the run held out."""
-        table, data = read_table(subject.run.data), subject.recipe.data
-        rows = [item.row for item in table.select(data.test, "test")[:PROMPTS]]
-        return cls(rows, {row.media[0]: load_audio(table.media_bytes(row.media[0]), data.limits) for row in rows})
+        table = read_table(subject.run.data)
+        rows = [item.row for item in table.select(subject.recipe.data.test, "test")[:PROMPTS]]
+        return cls(rows, {row.media[0]: table.media_bytes(row.media[0]) for row in rows})
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,9 @@ def judged(base: Base, model: VerdictModel, recipe: Recipe, asked: Recordings) -
     devices = Devices(recipe.model.dtype)
     devices.place(model)
     with tempfile.TemporaryDirectory(prefix="luthier-receipt-") as scratch:
-        store = FeatureStore(Path(scratch), base.family, base.extractor, asked.waves.__getitem__, base.model)
-        lengths = store.prepare(asked.waves)
-        examples, _ = encode_rows(asked.rows, PromptEncoder.of(base, recipe), lengths, lambda row: (0.0, 0))
+        parts = [part for row in asked.rows for part in row.parts if part.media]
+        place = Path(scratch), False
+        store, spelled = verdict_features(base, recipe, parts, asked.data.__getitem__, place)
+        examples, _ = encode_rows(asked.rows, PromptEncoder.of(base, recipe), spelled, lambda row: (0.0, 0))
         judge = Judge(model, store, devices, base.tokenizer.pad_token_id, batch_size=1)
         return judge(examples, "receipt").p_pass

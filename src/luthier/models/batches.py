@@ -1,6 +1,7 @@
 """The order of rows and the batches made of them: pure functions of (seed, epoch), so any step can be jumped to.
 
-Shapes: B rows of a micro-batch, L tokens, G rows of one sound length, T x F mel frames or S x D encoder outputs.
+Shapes: B rows of a micro-batch, L tokens, G rows whose media have as many vectors, T x F mel frames or S x D encoder
+outputs.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ class Micro:
 
 
 @dataclass
-class SoundGroup:
-    """The sound of the rows that share one length: log-mel (G, T, F), or (G, S, D) when `encoded`."""
+class MediaGroup:
+    """The media of rows that have as many vectors: log-mel (G, T, F), or (G, S, D) when `encoded`."""
 
     rows_G: torch.Tensor
+    place_GS: torch.Tensor
+    """Where the vectors stand in their rows."""
     values: torch.Tensor
     encoded: bool
 
@@ -46,8 +49,7 @@ class Batch:
     ids: list[str]
     input_ids_BL: torch.Tensor
     readout_B: torch.Tensor
-    sound_at_B: torch.Tensor
-    sound: list[SoundGroup]
+    media: list[MediaGroup]
     target_B: torch.Tensor
     level_B: torch.Tensor
     pairs: list[tuple[int, int]] = field(default_factory=list)
@@ -65,12 +67,13 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        groups = [SoundGroup(g.rows_G.to(device), g.values.to(device), g.encoded) for g in self.sound]
+        groups = [
+            MediaGroup(g.rows_G.to(device), g.place_GS.to(device), g.values.to(device), g.encoded) for g in self.media
+        ]
         return Batch(
             self.ids,
             self.input_ids_BL.to(device),
             self.readout_B.to(device),
-            self.sound_at_B.to(device),
             groups,
             self.target_B.to(device),
             self.level_B.to(device),
@@ -130,26 +133,31 @@ def collate(
     store: Features,
     pad_id: int,
     pairs: Sequence[tuple[int, int]] = (),
-    sounds: Sequence[str] | None = None,
 ) -> Batch:
-    """Pad on the right, and group sound by length. `sounds` puts other recordings of equal length in their place."""
+    """Pad on the right, and group media by how many vectors they have."""
     longest = max(len(example.ids) for example in examples)
     input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.long)
     groups: dict[int, list[int]] = {}
+    places: list[list[int]] = []
     for i, example in enumerate(examples):
         input_ids[i, : len(example.ids)] = torch.tensor(example.ids)
-        groups.setdefault(example.sound_length, []).append(i)
-    media = sounds or [example.media for example in examples]
-    sound = [
-        SoundGroup(torch.tensor(rows), torch.stack([store.load(media[i]) for i in rows]), store.encoded)
+        words = set(example.words)
+        places.append([example.media_at + at for at in range(example.media_length) if at not in words])
+        groups.setdefault(len(places[-1]), []).append(i)
+    media = [
+        MediaGroup(
+            torch.tensor(rows),
+            torch.tensor([places[i] for i in rows]),
+            torch.stack([store.load(examples[i].media) for i in rows]),
+            store.encoded,
+        )
         for _, rows in sorted(groups.items())
     ]
     return Batch(
         [e.id for e in examples],
         input_ids,
         torch.tensor([len(e.ids) - 1 for e in examples]),
-        torch.tensor([e.sound_at for e in examples]),
-        sound,
+        media,
         torch.tensor([e.target for e in examples]),
         torch.tensor([e.level for e in examples]),
         list(pairs),
@@ -158,7 +166,7 @@ def collate(
 
 
 class VerdictFeed(Feed):
-    """The optimizer steps of a verdict training: graded rows with their sound."""
+    """The optimizer steps of a verdict training: graded rows with their media."""
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
-"""A graded row -> token ids with room for its sound, ending at the read-out position.
+"""A graded row -> token ids with room for its recording, picture or video, ending at the read-out position.
 
-The prompt is `instruction, question, soft prompt, sound` as the user's turn of the model's own chat template, then
+The prompt is `instruction, question, soft prompt, medium` as the user's turn of the model's own chat template, then
 the assistant's tag and the read-out token. Rows that cannot be encoded are dropped with a reason, never cut.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +19,34 @@ from luthier.schema import Row
 
 
 @dataclass(frozen=True, slots=True)
+class Spelling:
+    """The ids that stand for a picture or video; at the places of `words` are words, at the others its vectors."""
+
+    ids: tuple[int, ...]
+    words: tuple[int, ...] = ()
+
+
+Spelled = int | Spelling | str
+"""What stands for a medium: so many vectors of a recording, ids; or the reason why it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """One encoded row. Sound fills `sound_length` positions from `sound_at`; the last position is the read-out."""
+    """One encoded row. Its medium fills `media_length` positions from `media_at`; the last position is the read-out."""
 
     id: str
     source: str
     group: str
     ids: tuple[int, ...]
     media: str
-    sound_at: int
-    sound_length: int
+    media_at: int
+    media_length: int
     grade: float
     target: float
     level: int
     held_back: tuple[float, ...] = ()
+    words: tuple[int, ...] = ()
+    """Places within the medium that are words and no vectors: the times of a video's frames."""
     weight: float = 1.0
     """What its loss is multiplied by (balancing of classes)."""
 
@@ -58,8 +72,10 @@ class PromptEncoder:
             recipe.model.max_tokens,
         )
 
-    def prompt_ids(self, question: str, sound_length: int) -> tuple[tuple[int, ...], int] | str:
-        """(ids, position of the first sound token), or the reason why the row must be dropped."""
+    def prompt_ids(self, question: str, medium: Spelled) -> tuple[tuple[int, ...], int] | str:
+        """(ids, position of the first that stands for the medium), or the reason why the row must be dropped."""
+        if isinstance(medium, str):
+            return medium
         audio = self.tokenizer.convert_ids_to_tokens(self.audio_token_id)
         # All of them, not `all_special_tokens`: that list lacks the turn tags of a tokenizer that does not name them.
         if any(str(token) in question for token in self.tokenizer.added_tokens_decoder.values()):
@@ -76,18 +92,23 @@ class PromptEncoder:
         if ids.count(self.audio_token_id) != 1 or ids[-1] != self.tokenizer.convert_tokens_to_ids(self.learned.readout):
             return "template_loses_a_token"
         at = ids.index(self.audio_token_id)
-        ids = [*ids[:at], *[self.audio_token_id] * sound_length, *ids[at + 1 :]]
+        spelled = medium.ids if isinstance(medium, Spelling) else (self.audio_token_id,) * medium
+        ids = [*ids[:at], *spelled, *ids[at + 1 :]]
         return (tuple(ids), at) if len(ids) <= self.max_tokens else "too_many_tokens"
 
 
 def encode_rows(
-    rows: Sequence[Row], encoder: PromptEncoder, lengths: dict[str, int], label: Callable[[Row], tuple[float, int]]
+    rows: Sequence[Row], encoder: PromptEncoder, spelled: Mapping[str, Spelled], label: Callable[[Row], tuple[float, int]]
 ) -> tuple[list[Example], Counter[str]]:
-    """Encode rows; `label` gives (soft target, level). Returns the examples and the drops by reason."""
+    """Encode rows; `spelled` says what stands for their media, `label` gives (soft target, level).
+
+    Returns the examples and the drops by reason.
+    """
     examples, dropped = [], Counter[str]()
     for row in rows:
         media = row.media[0]
-        found = encoder.prompt_ids(row.text, lengths[media])
+        medium = spelled[media]
+        found = encoder.prompt_ids(row.text, medium)
         if isinstance(found, str):
             dropped[found] += 1
             continue
@@ -99,12 +120,13 @@ def encode_rows(
                 group=row.group,
                 ids=found[0],
                 media=media,
-                sound_at=found[1],
-                sound_length=lengths[media],
+                media_at=found[1],
+                media_length=len(medium.ids) if isinstance(medium, Spelling) else int(medium),
                 grade=float(row.target.grade or 0.0),
                 target=target,
                 level=level,
                 held_back=row.target.held_back,
+                words=medium.words if isinstance(medium, Spelling) else (),
             )
         )
     return examples, dropped

@@ -1,4 +1,4 @@
-"""The verdict model: prompt and sound in, the probability of a pass out, read at one position in one pass.
+"""The verdict model: prompt and recording, picture or video in, the probability of a pass out, read at one position in one pass.
 
 Three read-outs at the last position: `tokens` (the normalised probability of the two answer tokens), `head` (a
 linear head that begins as the difference of the answers' rows), `ordinal` (cumulative logits over the grades).
@@ -80,7 +80,7 @@ class VerdictHead(nn.Module):
 
 
 class VerdictModel(Learner):
-    """A language model that hears, and the read-out of its verdict."""
+    """A language model that hears and sees, and the read-out of its verdict."""
 
     def __init__(self, language_model: Any, family: Family, task: TaskConfig, answers: dict[str, int]) -> None:
         super().__init__()
@@ -101,10 +101,10 @@ class VerdictModel(Learner):
         """The hidden state at each row's read-out position."""
         model = bare(self.language_model)
         embeds = model.get_input_embeddings()(batch.input_ids_BL)
-        for group in batch.sound:
+        for group in batch.media:
             values = group.values if group.encoded else self.family.encode_sound(model, group.values)
-            places = batch.sound_at_B[group.rows_G][:, None] + torch.arange(values.shape[1], device=embeds.device)
-            embeds = embeds.index_put((group.rows_G[:, None].expand_as(places), places), values.to(embeds.dtype))
+            rows_GS = group.rows_G[:, None].expand_as(group.place_GS)
+            embeds = embeds.index_put((rows_GS, group.place_GS), values.to(embeds.dtype))
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
         # Padding is on the right and attention is causal: no token sees it, and no mask is needed.
         hidden = model.model(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state

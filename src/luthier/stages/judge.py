@@ -11,7 +11,7 @@ from luthier.assess.calibration import Calibration, calibrate
 from luthier.assess.metrics import VerdictItems, verdict_scores
 from luthier.assess.targets import target_table
 from luthier.console import say
-from luthier.evaluate.verdicts import Judged, swap_recordings
+from luthier.evaluate.verdicts import Judged, swap_media
 from luthier.files import sha256_file, write_json, write_jsonl
 from luthier.models import adapters
 from luthier.models.encode import Example
@@ -20,8 +20,9 @@ from luthier.records import Prediction, StageRecord
 from luthier.rundir import StageDir
 from luthier.stages.prepare import Prepared
 
+_WORDS = {"audio": ("sound", "recordings"), "image": ("picture", "pictures"), "video": ("video", "videos")}
 _CHANCE = 0.08
-"""How far from 0.5 an AUROC over swapped recordings may lie and still count as chance."""
+"""How far from 0.5 an AUROC over swapped media may lie and still count as chance."""
 
 
 def judge(ready: Prepared, stage: StageDir, recipe: Recipe, trained: dict[str, Any]) -> None:
@@ -112,8 +113,8 @@ def _reference(ready: Prepared, test: Sequence[Example], scores: dict[str, Any],
 
 
 def _deafness(ready: Prepared, test: Sequence[Example], recipe: Recipe, scores: dict[str, Any]) -> dict[str, Any]:
-    """AUROC with recordings swapped among the answers: at chance when the verdict comes from the sound."""
-    swapped = swap_recordings(test, ready.audio_token_id, recipe.seed)
+    """AUROC with media swapped among the answers: at chance when the verdict comes from what is heard or seen."""
+    swapped, (one, many) = swap_media(test, recipe.seed), _WORDS[ready.kind]
     shuffled = _scores(swapped, ready.judge(swapped, "deafness test").p_pass, recipe).get("auroc")
     own = scores.get("auroc")
     if shuffled is None or own is None:
@@ -121,11 +122,11 @@ def _deafness(ready: Prepared, test: Sequence[Example], recipe: Recipe, scores: 
     at_chance = abs(shuffled["value"] - 0.5) <= _CHANCE or shuffled["ci"][0] <= 0.5 <= shuffled["ci"][1]
     tells_apart = own["ci"][0] > 0.5
     message = (
-        "The verdict comes from the sound."
+        f"The verdict comes from the {one}."
         if at_chance and tells_apart
-        else "The verdicts cannot be told from chance, with the right recordings or swapped ones."
+        else f"The verdicts cannot be told from chance, with the right {many} or swapped ones."
         if not tells_apart
-        else "Part of the verdict does not come from the sound: with swapped recordings AUROC stays away from chance."
+        else f"Part of the verdict does not come from the {one}: with swapped {many} AUROC stays away from chance."
     )
     if not (at_chance and tells_apart):
         say(f"WARNING, deafness test: {message}")

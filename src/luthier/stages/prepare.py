@@ -6,28 +6,25 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
 import torch
 
 from luthier.assess.targets import TargetMethod, make_target
 from luthier.console import say
 from luthier.data.building.rows import TableRow
-from luthier.data.media import load_audio
 from luthier.data.split import check_groups, check_media, validation_split
 from luthier.data.table import Table
 from luthier.errors import DataError
 from luthier.evaluate.verdicts import Judge
 from luthier.models import adapters, package
 from luthier.models.encode import Example, PromptEncoder, encode_rows
-from luthier.models.features import FeatureStore
 from luthier.models.load import Base, load_base
 from luthier.models.tokens import add_learned_tokens, answer_ids, initialise_learned_tokens
 from luthier.models.verdict import VerdictModel, level_count
+from luthier.models.verdict_features import verdict_features
 from luthier.recipe import Recipe
 from luthier.rundir import RunDir, StageDir
 from luthier.runtime.devices import Devices
-from luthier.schema import Row
+from luthier.schema import PartType, Row
 
 
 @dataclass
@@ -42,7 +39,8 @@ class Prepared:
     dropped: Counter[str]
     method: TargetMethod
     about: package.Package
-    audio_token_id: int
+    kind: PartType
+    """What is judged."""
     truth: dict[str, dict[str, float]]
     """Numeric columns carried along, by row id: simulated answers bring their true probabilities."""
 
@@ -55,19 +53,13 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
     devices = Devices(recipe.model.dtype)
     devices.place(model)
     method = make_target(recipe.task.target, recipe.task.scale)
-    store = FeatureStore(
-        run.features,
-        base.family,
-        base.extractor,
-        functools.partial(_waveform, table=table, limits=recipe.data.limits),
-        base.model,
-        frozen=adapters.sound_is_frozen(recipe.model),
-    )
-    lengths = store.prepare(media for found in rows.values() for row in found for media in row.media)
+    media = [part for found in rows.values() for row in found for part in row.parts if part.media]
+    place = run.features, adapters.sound_is_frozen(recipe.model)
+    store, spelled = verdict_features(base, recipe, media, table.media_bytes, place)
     encoder = PromptEncoder.of(base, recipe)
     examples, dropped = {}, Counter[str]()
     for role, found in rows.items():
-        examples[role], lost = encode_rows(found, encoder, lengths, functools.partial(_label, method, recipe))
+        examples[role], lost = encode_rows(found, encoder, spelled, functools.partial(_label, method, recipe))
         dropped.update(lost)
         if not examples[role] and role != "validation":
             raise DataError(
@@ -81,7 +73,7 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
         _start_from(run.stage(recipe.start_from), recipe, model, base, about, fresh_tokens)
     judge = Judge(model, store, devices, base.tokenizer.pad_token_id, recipe.evaluate.batch_size)
     truth = {item.row.id: item.aux for item in table.select(recipe.data.test, "test")}
-    return Prepared(base, model, judge, examples, dropped, method, about, encoder.audio_token_id, truth)
+    return Prepared(base, model, judge, examples, dropped, method, about, media[0].type, truth)
 
 
 def build_model(recipe: Recipe, seed: int) -> tuple[Base, VerdictModel, package.Package, torch.Tensor]:
@@ -113,10 +105,6 @@ def _start_from(
     model.load(earlier.adapter)
     if recipe.learned_tokens == "new":
         adapters.reset_tokens(model.language_model, base, about.learned_tokens, fresh_tokens)
-
-
-def _waveform(reference: str, *, table: Table, limits: Any) -> Any:
-    return load_audio(table.media_bytes(reference), limits)
 
 
 def _label(method: TargetMethod, recipe: Recipe, row: Row) -> tuple[float, int]:

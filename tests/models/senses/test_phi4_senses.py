@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import (
     Phi4MultimodalFeatureExtractor,
     Phi4MultimodalForCausalLM,
@@ -23,6 +24,7 @@ from luthier.errors import MediaError
 from luthier.models.attention import use_packed_attention
 from luthier.models.families import PHI4_MULTIMODAL, SOUND_QUANTUM
 from luthier.models.picture_features import PictureEncoder
+from luthier.models.senses.base import senses_of
 from luthier.models.senses.phi4_multimodal import BESIDE_PICTURES, Phi4Senses
 from luthier.models.toys import build_toy, write_toy
 from support.sightings import (
@@ -208,3 +210,17 @@ def test_a_folder_on_disk_has_the_senses_of_its_toy(toy, tmp_path):
     write_toy(NAME, tmp_path)
     found = Phi4Senses.of(toy.model, toy.tokenizer, str(tmp_path), "")
     assert found.digest() == toy.senses.digest()
+
+
+def test_eyes_attend_both_ways_with_every_attention():
+    """The library's fused attention reads a picture without padding causally; its plain attention does not."""
+    picture = Image.effect_noise((56, 56), 80).convert("RGB")
+    vectors = {}
+    for attention in ("sdpa", "eager"):
+        model, tokenizer, _ = build_toy("toy:phi4-multimodal")
+        model.set_attn_implementation(attention)
+        model.model.embed_tokens_extend.image_embed.img_processor.config._attn_implementation = attention
+        senses = senses_of(model, tokenizer, "toy:phi4-multimodal")
+        with torch.no_grad():
+            [vectors[attention]] = senses.encode(model, [senses.prepare("image", picture)])
+    torch.testing.assert_close(vectors["sdpa"], vectors["eager"], rtol=1e-5, atol=1e-5)
