@@ -213,7 +213,7 @@ class Ours:
             plain = self.model.language_model(
                 input_ids=torch.tensor([example.ids], device=self.devices.device),
                 audio_input_features=mel,
-                audio_embed_sizes=torch.tensor([example.sound_length]),
+                audio_embed_sizes=torch.tensor([example.media_length]),
             ).logits[0, -1]
             for frozen in {False, adapters.sound_is_frozen(self.settings.model)}:
                 batch = collate([example], self.store(frozen=frozen), self.base.tokenizer.pad_token_id)

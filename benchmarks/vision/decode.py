@@ -13,11 +13,10 @@ import io
 import json
 import math
 import random
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,21 +172,6 @@ def apart(ways: dict[str, Way], data: bytes) -> dict[str, float]:
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max()) if a.shape == b.shape else float("inf")
-
-
-def lines(found: dict[str, Any]) -> Iterator[list[str]]:
-    """The table: medians, ratios within a round."""
-    for family, told in found["families"].items():
-        mine = told["rates"]["ours"]
-        for name, theirs in told["rates"].items():
-            if name == "ours":
-                continue
-            ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-            yield [
-                *(family, name, f"{statistics.median(mine):.1f}", f"{statistics.median(theirs):.1f}"),
-                *(f"{statistics.median(ratios):.2f}x", f"{min(ratios):.2f}-{max(ratios):.2f}"),
-                f"{told['apart'][name]:.0e}",
-            ]
 
 
 def _options() -> argparse.Namespace:

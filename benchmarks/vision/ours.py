@@ -64,7 +64,9 @@ def main() -> int:
         meter.begin()
         rows, source = table_rows(work)
         supply = Supply(learner.senses, source)
-        lessons = encoded(rows, Encoder(ChatTemplate.of(base.tokenizer), 4096, "reject", Speller(supply.senses, source)))
+        lessons = encoded(
+            rows, Encoder(ChatTemplate.of(base.tokenizer), 4096, "reject", Speller(supply.senses, source))
+        )
         begin = time.perf_counter()
         features = Path(folder) / "features"
         look = Look(list(lessons.media()), work.settings.epochs, training=True)
@@ -87,7 +89,7 @@ def main() -> int:
         train(job)
         size = sum(path.stat().st_size for path in features.rglob("*") if path.is_file()) if supply.stores else 0
     more: dict[str, Any] = {"preparing_s": preparing, "disk_bytes": size, "kept": bool(supply.stores)}
-    tokens = {"tokens": int(len(lessons.ids_T)), "slots": int(lessons.media_M["slots"].sum())}
+    tokens = {"tokens": len(lessons.ids_T), "slots": int(lessons.media_M["slots"].sum())}
     meter.report({**more, **tokens, "versions": {name: version(name) for name in LIBRARIES}})
     return 0
 

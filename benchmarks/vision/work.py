@@ -66,25 +66,28 @@ class Meter:
     """One side's figures. `begin` when the model is there, `step` after each step, `report` at the end."""
 
     work: Work
-    begun: float = 0.0
-    stamps: list[float] = field(default_factory=list)
+    begun: tuple[float, float] = (0.0, 0.0)
+    """Wall and processor seconds."""
+    stamps: list[tuple[float, float]] = field(default_factory=list)
     losses: list[Any] = field(default_factory=list)
 
     def begin(self) -> None:
-        self.begun = time.perf_counter()
+        self.begun = (time.perf_counter(), time.process_time())
 
     def step(self) -> None:
-        self.stamps.append(time.perf_counter())
+        self.stamps.append((time.perf_counter(), time.process_time()))
 
     def report(self, more: dict[str, Any]) -> None:
         """One line of JSON. All that a side does once the model is there counts, preparing included."""
         settings = self.work.settings
         if len(self.stamps) != settings.steps:
             raise RuntimeError(f"{len(self.stamps)} steps were done, {settings.steps} asked for")
-        seconds = self.stamps[-1] - self.begun
+        wall, cpu = (end - begin for end, begin in zip(self.stamps[-1], self.begun, strict=True))
+        looks = settings.epochs * settings.pictures
         found = {
-            "seconds": seconds,
-            "images_per_s": settings.epochs * settings.pictures / seconds,
+            "seconds": wall,
+            "images_per_s": looks / wall,
+            "images_per_cpu_s": looks / cpu,
             "losses": [float(loss) for loss in self.losses],
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
             **more,

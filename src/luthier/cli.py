@@ -87,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
         "--kind",
         choices=sorted(QUICKSTARTS),
         default="speaking",
-        help="speaking: answers with a known truth, two stages; expert: a made-up encyclopedia and exams on it",
+        help="speaking: answers with a known truth, two stages; expert: a made-up encyclopedia and exams on it; "
+        "describer: drawn product cards, read by a toy that sees",
     )
     verb.add_argument("--out", type=Path, help="a new folder (default: quickstart-run, or the next free number)")
     verb = add_verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")

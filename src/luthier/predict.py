@@ -1,6 +1,7 @@
-"""`luthier predict`: recordings in, verdicts out, with the adapter, tokens and calibration of a finished stage.
+"""`luthier predict`: recordings, pictures or videos in, verdicts out, with the adapter, tokens and calibration of a
+finished stage.
 
-Chat runs are answered by predict_chat.
+Chat and describe runs are answered by predict_chat.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.data.media import load_audio
+from luthier.data.mediakind import media_kind
+from luthier.data.mediasource import MediaSource
 from luthier.engines.base import Recording, ServedModel, Verdict
 from luthier.engines.finding import finished_stages
 from luthier.engines.torch_verdict import TorchVerdict
 from luthier.errors import MediaError, RequestError
 from luthier.predict_chat import answers
-from luthier.recipe_data import Limits
+from luthier.recipe_data import DataConfig
 from luthier.rundir import RunDir
 
 _SHOWN = ("p_panel", "p_rater", "grade_mean")
@@ -23,7 +25,7 @@ _SHOWN = ("p_panel", "p_rater", "grade_mean")
 
 
 def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> Iterator[dict[str, Any]]:
-    """One mapping per recording or question, in order; one that cannot be judged or answered gets `error` instead."""
+    """One mapping per medium or question, in order; one that cannot be judged or answered gets `error` instead."""
     stages = {one.path.name: recipe for one, recipe in finished_stages(run)}
     name = stage or list(stages)[-1]
     if name not in stages:
@@ -34,17 +36,19 @@ def predict(run: RunDir, inputs: Sequence[Path], question: str, stage: str) -> I
     if stages[name].task.of_text:
         return answers(run.stage(name), stages[name], inputs, question)
     model = ServedModel(name, "verdict", stages[name].model.base, run.path, name, adapter=run.stage(name).adapter)
-    return _verdicts(model, stages[name].data.limits, inputs, question)
+    return _verdicts(model, stages[name].data, inputs, question)
 
 
-def _verdicts(model: ServedModel, limits: Limits, inputs: Sequence[Path], question: str) -> Iterator[dict[str, Any]]:
-    """A finished verdict stage's judgement of each recording, given as soon as it is there."""
+def _verdicts(model: ServedModel, read: DataConfig, inputs: Sequence[Path], question: str) -> Iterator[dict[str, Any]]:
+    """A finished verdict stage's judgement of each medium, given as soon as it is there."""
     if not inputs:
-        raise RequestError("predict: nothing to judge", "give one or more recordings")
+        raise RequestError("predict: nothing to judge", "give one or more recordings, pictures or videos")
     engine = TorchVerdict([model])
     for path in inputs:
         try:
-            recording = Recording(str(path), load_audio(path.read_bytes(), limits))
+            data = path.read_bytes()
+            source = MediaSource(lambda _, data=data: data, read.limits, read.frames)  # type: ignore[misc]
+            recording = Recording(str(path), source.load(media_kind(data) or "audio", str(path)))
         except (MediaError, OSError) as error:
             yield {"input": str(path), "error": str(error)}
             continue

@@ -1,14 +1,16 @@
 """`luthier predict` on a chat run: questions and chats in, answers out, one line each, with a finished stage's adapter.
 
-An input is a text file (one question) or a .jsonl of chats: any chat format that recipes read, or {"prompt": TEXT}. A
-chat that ends with an answer is asked for that answer again. What cannot be read or asked gets its reason in place of
-an answer, and the others go on. A finished run is never written to.
+An input is a text file (one question), a .jsonl of chats (any chat format that recipes read, or {"prompt": TEXT}; media
+lie beside it), or a picture, recording or video, of which the run's own question is asked. A chat that ends with an
+answer is asked for that answer again. What cannot be read or asked gets its reason in place of an answer, and the others
+go on. A finished run is never written to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,31 @@ import orjson
 
 from luthier.data import formats
 from luthier.data.building.context import Context
-from luthier.errors import ChatError, DataError, RequestError
-from luthier.evaluate.generate import Decoding, Generator, prompt_ids
+from luthier.data.mediakind import media_kind
+from luthier.data.mediasource import MediaSource
+from luthier.data.reading.places import MAX_BYTES
+from luthier.data.shapes.pairs import QUESTIONS
+from luthier.data.shapes.parts import MEDIA_NAMES, Unusable
+from luthier.data.shapes.parts import Supply as RecordMedia
+from luthier.errors import ChatError, DataError, MediaError, RequestError
+from luthier.evaluate.generate import Decoding, Generator, prompt_of
+from luthier.evaluate.seeing import Prompt
 from luthier.models.adapters import bare
 from luthier.models.chat import ChatTemplate, tools_of
+from luthier.models.senses.spelling import Speller
+from luthier.models.senses.supply import Supply
 from luthier.recipe import Recipe
-from luthier.recipe_data import Source
+from luthier.recipe_data import DataConfig, Source
 from luthier.rundir import StageDir
 from luthier.runtime.devices import Devices
-from luthier.schema import NO_TARGET, Drop, Message, Part, Provenance, Row
+from luthier.schema import NO_TARGET, Drop, Message, Part, PartType, Provenance, Row
 from luthier.stages.chat_prepare import build_chat_model
 
 ANSWER_TOKENS = 512
 """The longest answer; `stopped` is false where it was cut off there."""
 _TOGETHER = 8
-_MOST_BYTES = 2**24
-"""A larger text is no question: it would be read whole before it is refused."""
+_MOST_TEXT = 2**24
+"""A larger text is no question."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +51,50 @@ class _Asked:
     """One question: `prompt` is what the model reads, or None with the reason why there is none."""
 
     name: str
-    prompt: list[int] | None
+    prompt: Prompt | None
     error: str = ""
 
 
-def answers(stage: StageDir, recipe: Recipe, inputs: Sequence[Path], question: str) -> Iterator[dict[str, Any]]:
-    """One mapping per question, in order: input, answer, stopped, tokens, stage; or input and error.
+@dataclass
+class Inputs:
+    """Files of questions, read one after the other as a run reads its data."""
 
-    Raises RequestError where there is no question, or `question` stands beside inputs.
+    read: DataConfig = field(default_factory=DataConfig)
+    question: str = ""
+    """What is asked about a medium; "" asks what tables without questions ask."""
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    """The media of the questions that are being answered, by reference."""
+
+    @property
+    def source(self) -> MediaSource:
+        return MediaSource(self.blobs.__getitem__, self.read.limits, self.read.frames)
+
+def answers(stage: StageDir, recipe: Recipe, inputs: Sequence[Path], question: str) -> Iterator[dict[str, Any]]:
+    """One mapping per question, in order: input, answer, stopped, tokens, stage, and of a describe stage `fields` (null
+    where the answer is not in its form); or input and error. `question` is asked by itself, or about each medium.
+
+    Raises RequestError where there is no question.
     """
-    if bool(inputs) == bool(question):
+    if not inputs and not question:
         raise RequestError(
-            "predict: nothing to answer" if not inputs else "predict: a chat run takes inputs or --question, not both",
-            "give files of questions or chats, or --question TEXT alone",
+            "predict: nothing to answer",
+            "give files of questions or chats, pictures, recordings or videos, or --question TEXT alone",
         )
+    describes = recipe.task.kind == "describe"
+    given = Inputs(recipe.data, question or (recipe.task.describe.prompt if describes else ""))
     train = replace(recipe.train, gradient_checkpointing=False, torch_compile=False)
     devices = Devices(recipe.model.dtype)
     base, model = build_chat_model(replace(recipe, train=train), devices, recipe.seed)
     model.load(stage.adapter)
-    chats = read_questions(inputs) if inputs else iter([("--question", _question(question))])
-    for said in answer_chats(model.language_model, ChatTemplate.of(base.tokenizer), devices, chats):
-        yield {**said, "stage": stage.path.name} if "answer" in said else said
+    chats = given.questions(inputs, alone=not question) if inputs else iter([("--question", _question(question))])
+    supply = None if base.senses is None else Supply(base.senses, given.source)
+    for said in answer_chats(model.language_model, ChatTemplate.of(base.tokenizer), devices, chats, supply):
+        given.blobs.clear()
+        if "answer" in said:
+            said["stage"] = stage.path.name
+            if describes:
+                said["fields"] = recipe.task.describe.form.read(said["answer"])
+        yield said
 
 
 def answer_chats(

@@ -91,6 +91,10 @@ class Columns:
     """Names of columns: the first that a table has is taken."""
 
     audio: list[str] = field(default_factory=lambda: ["audio", "wav_path", "wav_file", "path"])
+    image: list[str] = field(default_factory=lambda: ["image", "image_path"])
+    """Of graded pictures; looked for where a table has no recordings."""
+    video: list[str] = field(default_factory=lambda: ["video", "video_path"])
+    """Of graded videos; looked for where a table has neither recordings nor pictures."""
     prompt: list[str] = field(default_factory=lambda: ["prompt", "question", "text"])
     grade: list[str] = field(default_factory=lambda: ["grade", "score", "total"])
     group: list[str] = field(default_factory=lambda: ["speaker", "speaker_id"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from luthier.evaluate.verdicts import Judge, swap_recordings
+from luthier.evaluate.verdicts import Judge, swap_media
 from support.jobs import make_job, recipe
 
 
@@ -42,7 +42,7 @@ def test_judging_leaves_the_mode_of_the_model_alone(job):
 def test_swapping_keeps_questions_and_grades_and_moves_every_recording(job):
     examples = job.feed.examples
     audio = examples[0].ids[examples[0].media_at]
-    swapped = swap_recordings(examples, audio, seed=3, rounds=2)
+    swapped = swap_media(examples, seed=3, rounds=2)
     assert len(swapped) == 2 * len(examples) == len({e.id for e in swapped})
     by_id = {e.id: e for e in examples}
     for turn in range(2):
@@ -54,4 +54,4 @@ def test_swapping_keeps_questions_and_grades_and_moves_every_recording(job):
         assert (other.grade, other.target, other.group) == (own.grade, own.target, own.group)
         assert other.ids.count(audio) == other.media_length
         assert [i for i in other.ids if i != audio] == [i for i in own.ids if i != audio]
-    assert swap_recordings(examples, audio, seed=3, rounds=2) == swapped
+    assert swap_media(examples, seed=3, rounds=2) == swapped

@@ -150,21 +150,13 @@ def test_collate_pads_on_the_right_and_groups_sound_by_length(bench):
         assert batch.readout_B[i] == len(e.ids) - 1
         assert batch.readout_B[i] == len(e.ids) - 1
     assert batch.tokens == sum(len(e.ids) for e in examples)
-    assert sorted(int(r) for g in batch.sound for r in g.rows_G) == list(range(len(examples)))
-    for group in batch.sound:
+    assert sorted(int(r) for g in batch.media for r in g.rows_G) == list(range(len(examples)))
+    for group in batch.media:
         for row, value in zip(group.rows_G.tolist(), group.values, strict=True):
             assert torch.equal(value, one.store.load(examples[row].media))
             assert len(value) == examples[row].media_length
-    assert len(batch.sound) == 4
+    assert len(batch.media) == 4
     torch.testing.assert_close(batch.target_B, torch.tensor([e.target for e in examples]))
-
-
-def test_collate_puts_other_recordings_in_place(bench):
-    one = bench()
-    twins = [one.examples[0], one.examples[4]]
-    assert twins[0].media_length == twins[1].media_length
-    batch = collate(twins, one.store, 0, sounds=[twins[1].media, twins[0].media])
-    assert torch.equal(batch.sound[0].values[0], one.store.load(twins[1].media))
 
 
 def test_workers_do_not_change_a_batch(bench):
@@ -177,9 +169,9 @@ def test_workers_do_not_change_a_batch(bench):
     assert sum(len(batch.pairs) for batch in alone) >= 6
     for a, b in zip(alone, helped, strict=True):
         assert (a.ids, a.pairs) == (b.ids, b.pairs)
-        for name in ("input_ids_BL", "readout_B", "sound_at_B", "target_B", "level_B"):
+        for name in ("input_ids_BL", "readout_B", "target_B", "level_B"):
             assert torch.equal(getattr(a, name), getattr(b, name))
         assert all(
             torch.equal(x.values, y.values) and torch.equal(x.rows_G, y.rows_G)
-            for x, y in zip(a.sound, b.sound, strict=True)
+            for x, y in zip(a.media, b.media, strict=True)
         )

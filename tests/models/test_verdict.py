@@ -70,8 +70,8 @@ def test_accumulation_does_not_change_loss_or_gradient(bench, readout, ranking):
 def test_cached_and_live_sound_give_one_loss(bench, readout):
     cached, live = (bench({"task.readout": readout}, frozen=frozen) for frozen in (True, False))
     weights = StepWeights(8, 0.0)
-    assert cached.batch().sound[0].encoded
-    assert not live.batch().sound[0].encoded
+    assert cached.batch().media[0].encoded
+    assert not live.batch().media[0].encoded
     losses = [float(one.model.loss(one.batch(), weights)[0].detach()) for one in (cached, live)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
@@ -196,8 +196,8 @@ def test_verdicts_are_float64_probabilities(bench, readout):
 
 
 def other_sound(batch: Batch) -> Batch:
-    groups = [dataclasses.replace(g, values=g.values.roll(3, 1) * 1.1) for g in batch.sound]
-    return dataclasses.replace(batch, sound=groups)
+    groups = [dataclasses.replace(g, values=g.values.roll(3, 1) * 1.1) for g in batch.media]
+    return dataclasses.replace(batch, media=groups)
 
 
 def test_ours_hears(bench, readout):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from luthier.errors import MediaError
 from luthier.recipe_data import Frames, Limits
 from luthier.schema import PartType
 
-__all__ = ["Facts", "Film", "MediaSource"]
+__all__ = ["DecodedMedia", "Facts", "Film", "MediaSource"]
 
 _FILMS = 2
 """Videos whose frames stay in memory: each at most `video.MEMORY`."""
@@ -68,7 +68,7 @@ class MediaSource:
         if kind == "image" and part:
             return Facts("image", *self.load("image", reference).size)
         if kind == "image":
-            return Facts("image", *picture_size(self.data(whole), self.limits))
+            return Facts("image", *self._size(whole))
         return Facts("audio", samples=len(self.load("audio", reference)))
 
     def load(self, kind: PartType, reference: str) -> Any:
@@ -86,7 +86,15 @@ class MediaSource:
             if number >= len(frames):
                 raise MediaError("unreadable_video", f"{whole}: frame {number} of {len(frames)}")
             return frames[number]
-        data = self.data(whole)
+        return self._single(kind, whole)
+
+    def _size(self, reference: str) -> tuple[int, int]:
+        """Width and height of a picture."""
+        return picture_size(self.data(reference), self.limits)
+
+    def _single(self, kind: PartType, reference: str) -> Any:
+        """A picture or recording."""
+        data = self.data(reference)
         return load_picture(data, self.limits) if kind == "image" else load_audio(data, self.limits)
 
     def _film(self, reference: str) -> Film:
@@ -98,3 +106,31 @@ class MediaSource:
                     self._films.popitem(last=False)
             self._films.move_to_end(reference)
             return self._films[reference]
+
+
+@dataclass(frozen=True)
+class DecodedMedia(MediaSource):
+    """Media that came decoded, by whatever names a question has for them: pictures, sound at 16 kHz, films."""
+
+    media: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, media: Mapping[str, Any]) -> DecodedMedia:
+        return cls(_no_bytes, Limits(), Frames(), media=media)
+
+    def _size(self, reference: str) -> tuple[int, int]:
+        width, height = self._single("image", reference).size
+        return width, height
+
+    def _single(self, kind: PartType, reference: str) -> Any:
+        if reference not in self.media:
+            raise MediaError("missing_media", f"the question names {kind} {reference}, which was not given")
+        return self.media[reference]
+
+    def _film(self, reference: str) -> Film:
+        film: Film = self._single("video", reference)
+        return film
+
+
+def _no_bytes(reference: str) -> bytes:
+    raise MediaError("missing_media", f"{reference} has no file")

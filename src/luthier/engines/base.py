@@ -14,7 +14,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from luthier.data.mediasource import Film
 from luthier.schema import Message
 
 
@@ -96,10 +98,10 @@ class ChatEngine(Protocol):
 
 @dataclass(frozen=True)
 class Recording:
-    """An answer to be judged: float32 mono at 16 kHz."""
+    """An answer to be judged: float32 mono at 16 kHz, or an upright picture, or a film."""
 
     name: str
-    wave: NDArray[np.float32]
+    wave: NDArray[np.float32] | Image.Image | Film
 
 
 @dataclass(frozen=True)

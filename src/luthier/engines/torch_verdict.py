@@ -1,4 +1,4 @@
-"""Recordings judged by the adapters of verdict stages: one forward pass each, read at one position.
+"""Recordings, pictures and videos judged by adapters of verdict stages: one forward pass each, read at one position.
 
 A base is loaded once for all stages and checkpoints that hold it alike; their adapters are written over one another.
 What is made of a recording is thrown away with the call. Knows no files of clients, no HTTP and no page.
@@ -6,15 +6,19 @@ What is made of a recording is thrown away with the call. Knows no files of clie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from luthier.assess.calibration import calibrate
+from luthier.data.mediasource import DecodedMedia, Film
 from luthier.engines.base import Recording, ServedModel, Verdict, Zone
 from luthier.engines.finding import model_called, run_recipes
 from luthier.engines.threads import answering_threads
@@ -22,18 +26,24 @@ from luthier.errors import CheckpointError
 from luthier.evaluate.verdicts import Judge, Judged
 from luthier.files import read_jsonl, verify_folder
 from luthier.models import package
-from luthier.models.encode import Example, PromptEncoder
+from luthier.models.chat import ChatTemplate
+from luthier.models.encode import Example, PromptEncoder, Spelled, example_of
+from luthier.models.features import Features
 from luthier.models.load import Base
+from luthier.models.senses.base import senses_of
+from luthier.models.senses.spelling import Speller
+from luthier.models.verdict_features import SeenFeatures
 from luthier.recipe import Recipe, Scale
 from luthier.rundir import RunDir, StageDir
 from luthier.runtime.devices import Devices
 from luthier.runtime.threads import is_small, some_threads
-from luthier.schema import canonical
+from luthier.schema import Part, PartType, canonical
 from luthier.stages.prepare import build_model
 
 _TOGETHER = 32
 """Recordings whose features are held at once: of a minute each some 60 MB."""
 _HAIR = 1e-9
+_NAMES = {"audio": "a recording", "image": "a picture", "video": "a video"}
 
 
 class TorchVerdict:
@@ -92,9 +102,9 @@ class _VerdictBase:
         self._devices = Devices(recipe.model.dtype)
         self._devices.place(self._model.eval())
         self._encoder = PromptEncoder.of(self._base, recipe)
-        self._scale = recipe.task.scale
+        self._scale, self._settings = recipe.task.scale, recipe.model
         self._threads = answering_threads(is_small(self._base.model), threads)
-        self._on = self._event = ""
+        self._on = self._event = self._judges = ""
         self._temperature: float | None = None
         self._zone: Zone | None = None
         """Both were found for final adapters alone."""
@@ -112,33 +122,49 @@ class _VerdictBase:
         if wrong is not None:
             raise CheckpointError(f"{folder}: {wrong}", "choose another checkpoint")
         self._model.load(folder)
-        self._event = stored.event
+        self._event, self._judges = stored.event, stored.judges
         self._temperature = stored.calibration["temperature"] if folder == final else None
         self._zone = find_zone(_stage(model), self._scale) if folder == final else None
         self._on = model.id
 
     def judge(self, recordings: Sequence[Recording], question: str) -> list[Verdict]:
         """Some recordings in one go, as far as they can be judged."""
-        with some_threads(self._threads):
-            sounds = _Sounds(self._base)
-            encoded = [self._encode(str(place), one.wave, sounds, question) for place, one in enumerate(recordings)]
-            examples = [one for one in encoded if isinstance(one, Example)]
-            judge = Judge(self._model, sounds, self._devices, self._base.tokenizer.pad_token_id, _TOGETHER)
-            verdicts = self._verdicts(judge(examples))
-        return [
-            Verdict(recording.name, error=one) if isinstance(one, str) else replace(next(verdicts), name=recording.name)
-            for recording, one in zip(recordings, encoded, strict=True)
-        ]
+        found: dict[str, Verdict] = {}
+        media: dict[str, Any] = {str(place): one.wave for place, one in enumerate(recordings)}
+        for place, medium in list(media.items()):
+            if _kind(medium) != self._judges:
+                error = f"it is {_NAMES[_kind(medium)]}, and this stage judges {_NAMES[self._judges]}"
+                found[place] = Verdict("", error=error)
+                del media[place]
+        with some_threads(self._threads), TemporaryDirectory(prefix="luthier-seen-") as scratch:
+            if self._judges == "audio":
+                sounds = _Sounds(self._base)
+                spelled = {place: sounds.add(place, wave) for place, wave in media.items()}
+                found |= self._judged(sounds, spelled, question)
+            else:
+                sights = self._sights(Path(scratch), media)
+                spelled = sights.prepare(Part(_kind(medium), media=place) for place, medium in media.items())
+                found |= self._judged(sights, spelled, question)
+        return [replace(found[str(place)], name=one.name) for place, one in enumerate(recordings)]
 
-    def _encode(self, place: str, wave: NDArray[np.float32], sounds: _Sounds, question: str) -> Example | str:
-        """The question to one recording, or the reason why it cannot be asked."""
-        if not len(wave) or not np.isfinite(wave).all():
-            return "it holds no sound"
-        length = sounds.add(place, wave)
-        found = self._encoder.prompt_ids(question, length)
-        if isinstance(found, str):
-            return found
-        return Example(place, "", "", found[0], place, found[1], length, 0.0, 0.0, 0)
+    def _judged(self, features: Features, spelled: Mapping[str, Spelled], question: str) -> dict[str, Verdict]:
+        """The verdict of each medium by its place, or the reason why there is none."""
+        found, examples = dict[str, Verdict](), list[Example]()
+        for place, medium in spelled.items():
+            encoded = self._encoder.prompt_ids(question, medium)
+            if isinstance(medium, str) or isinstance(encoded, str):
+                found[place] = Verdict("", error=str(encoded))
+            else:
+                examples.append(example_of(place, encoded, medium))
+        judge = Judge(self._model, features, self._devices, self._base.tokenizer.pad_token_id, _TOGETHER)
+        verdicts = self._verdicts(judge(examples))
+        return found | {one.id: verdict for one, verdict in zip(examples, verdicts, strict=True)}
+
+    def _sights(self, folder: Path, seen: Mapping[str, Any]) -> SeenFeatures:
+        base = self._base
+        senses = senses_of(base.model, base.tokenizer, self._settings.base, self._settings.revision)
+        assert senses is not None
+        return SeenFeatures(folder, Speller(senses, DecodedMedia.of(seen)), ChatTemplate.of(base.tokenizer), base.model)
 
     def _verdicts(self, judged: Judged) -> Iterator[Verdict]:
         def at(row: int, column: NDArray[np.float64] | None) -> float | None:
@@ -160,14 +186,22 @@ class _Sounds:
         self._base = base
         self._mels: dict[str, torch.Tensor] = {}
 
-    def add(self, place: str, wave: NDArray[np.float32]) -> int:
-        """Returns the positions that the recording takes in a prompt."""
+    def add(self, place: str, wave: NDArray[np.float32]) -> Spelled:
+        """Returns the positions that the recording takes in a prompt, or why there are none."""
+        if not len(wave) or not np.isfinite(wave).all():
+            return "it holds no sound"
         self._mels[place] = self._base.family.mel(self._base.extractor, wave)
         return self._base.family.sound_tokens(self._base.model, len(self._mels[place]))
 
     def load(self, place: str) -> torch.Tensor:
         """(T, F)."""
         return self._mels[place]
+
+
+def _kind(medium: Any) -> PartType:
+    if isinstance(medium, np.ndarray):
+        return "audio"
+    return "video" if isinstance(medium, Film) else "image"
 
 
 def find_zone(stage: StageDir, scale: Scale) -> Zone | None:

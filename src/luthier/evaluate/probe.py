@@ -30,10 +30,10 @@ def seconds_per_row(
         table = next(t for t in tables.values() if any(reference in item.row.media for item in t.rows))
         return table.media_bytes(reference)
 
-    parts = [part for item in items for part in item.row.parts if part.media]
-    store, spelled = verdict_features(base, recipe, parts, data, (folder, sound_is_frozen(recipe.model)))
+    rows = [item.row for item in items]
+    store, spelled = verdict_features(base, recipe, rows, data, (folder, sound_is_frozen(recipe.model)))
     encoder = PromptEncoder.of(base, recipe)
-    examples, _ = encode_rows([item.row for item in items], encoder, spelled, lambda row: (0.5, 0))
+    examples, _ = encode_rows(rows, encoder, spelled, lambda row: (0.5, 0))
     if not examples:
         return 0.0
     batch = collate(examples, store, base.tokenizer.pad_token_id).to(devices.device)

@@ -130,9 +130,8 @@ def judged(base: Base, model: VerdictModel, recipe: Recipe, asked: Recordings) -
     devices = Devices(recipe.model.dtype)
     devices.place(model)
     with tempfile.TemporaryDirectory(prefix="luthier-receipt-") as scratch:
-        parts = [part for row in asked.rows for part in row.parts if part.media]
         place = Path(scratch), False
-        store, spelled = verdict_features(base, recipe, parts, asked.data.__getitem__, place)
+        store, spelled = verdict_features(base, recipe, asked.rows, asked.data.__getitem__, place)
         examples, _ = encode_rows(asked.rows, PromptEncoder.of(base, recipe), spelled, lambda row: (0.0, 0))
         judge = Judge(model, store, devices, base.tokenizer.pad_token_id, batch_size=1)
         return judge(examples, "receipt").p_pass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.models.load import Base
@@ -97,8 +97,19 @@ class PromptEncoder:
         return (tuple(ids), at) if len(ids) <= self.max_tokens else "too_many_tokens"
 
 
+def example_of(name: str, encoded: tuple[tuple[int, ...], int], medium: int | Spelling) -> Example:
+    """A question to a medium of this name without group and grade; `encoded` is what `prompt_ids` gave."""
+    ids, at = encoded
+    words = medium.words if isinstance(medium, Spelling) else ()
+    length = len(medium.ids) if isinstance(medium, Spelling) else medium
+    return Example(name, "", "", ids, name, at, length, 0.0, 0.0, 0, words=words)
+
+
 def encode_rows(
-    rows: Sequence[Row], encoder: PromptEncoder, spelled: Mapping[str, Spelled], label: Callable[[Row], tuple[float, int]]
+    rows: Sequence[Row],
+    encoder: PromptEncoder,
+    spelled: Mapping[str, Spelled],
+    label: Callable[[Row], tuple[float, int]],
 ) -> tuple[list[Example], Counter[str]]:
     """Encode rows; `spelled` says what stands for their media, `label` gives (soft target, level).
 
@@ -112,21 +123,18 @@ def encode_rows(
         if isinstance(found, str):
             dropped[found] += 1
             continue
+        assert not isinstance(medium, str), "it has ids"
         target, level = label(row)
         examples.append(
-            Example(
-                id=row.id,
+            replace(
+                example_of(row.id, found, medium),
                 source=row.provenance.source,
                 group=row.group,
-                ids=found[0],
                 media=media,
-                media_at=found[1],
-                media_length=len(medium.ids) if isinstance(medium, Spelling) else int(medium),
                 grade=float(row.target.grade or 0.0),
                 target=target,
                 level=level,
                 held_back=row.target.held_back,
-                words=medium.words if isinstance(medium, Spelling) else (),
             )
         )
     return examples, dropped

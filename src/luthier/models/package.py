@@ -29,6 +29,8 @@ class Package:
     answers: dict[str, int]
     learned_tokens: dict[str, int]
     calibration: dict[str, Any]
+    judges: str = "audio"
+    """What it was trained to judge: audio, image or video."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, asdict(self))

@@ -1,4 +1,4 @@
-"""The verdict model: prompt and recording, picture or video in, the probability of a pass out, read at one position in one pass.
+"""The verdict model: a prompt with its medium in, the probability of a pass out, read at one position in one pass.
 
 Three read-outs at the last position: `tokens` (the normalised probability of the two answer tokens), `head` (a
 linear head that begins as the difference of the answers' rows), `ordinal` (cumulative logits over the grades).

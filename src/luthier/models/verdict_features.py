@@ -27,7 +27,7 @@ from luthier.models.senses.base import Medium, senses_of
 from luthier.models.senses.spelling import Speller
 from luthier.models.senses.store import VectorStore
 from luthier.recipe import Recipe
-from luthier.schema import Message, Part
+from luthier.schema import Message, Part, Row
 
 
 @dataclass
@@ -76,10 +76,15 @@ class SeenFeatures:
         return Spelling(tuple(ids), tuple(np.flatnonzero(~self.speller.slots(np.array(ids))).tolist()))
 
 
+def media_parts(rows: Iterable[Row]) -> list[Part]:
+    """What rows hold beside words, in order."""
+    return [part for row in rows for message in row.messages for part in message.content if part.media]
+
+
 def verdict_features(
     base: Base,
     recipe: Recipe,
-    parts: Iterable[Part],
+    rows: Iterable[Row],
     data: Callable[[str], bytes],
     place: tuple[Path, bool],
 ) -> tuple[Features, dict[str, Spelled]]:
@@ -89,7 +94,7 @@ def verdict_features(
     Raises DataError where recordings stand beside pictures, MediaError for a medium that cannot be decoded.
     """
     folder, frozen = place
-    parts = list(parts)
+    parts = media_parts(rows)
     kinds = {part.type for part in parts}
     if "audio" in kinds and len(kinds) > 1:
         raise DataError(

@@ -114,7 +114,7 @@ def _reference(ready: Prepared, test: Sequence[Example], scores: dict[str, Any],
 
 def _deafness(ready: Prepared, test: Sequence[Example], recipe: Recipe, scores: dict[str, Any]) -> dict[str, Any]:
     """AUROC with media swapped among the answers: at chance when the verdict comes from what is heard or seen."""
-    swapped, (one, many) = swap_media(test, recipe.seed), _WORDS[ready.kind]
+    swapped, (one, many) = swap_media(test, recipe.seed), _WORDS[ready.about.judges]
     shuffled = _scores(swapped, ready.judge(swapped, "deafness test").p_pass, recipe).get("auroc")
     own = scores.get("auroc")
     if shuffled is None or own is None:

@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
 import torch
 
 from luthier.assess.targets import TargetMethod, make_target
@@ -20,11 +21,11 @@ from luthier.models.encode import Example, PromptEncoder, encode_rows
 from luthier.models.load import Base, load_base
 from luthier.models.tokens import add_learned_tokens, answer_ids, initialise_learned_tokens
 from luthier.models.verdict import VerdictModel, level_count
-from luthier.models.verdict_features import verdict_features
+from luthier.models.verdict_features import media_parts, verdict_features
 from luthier.recipe import Recipe
 from luthier.rundir import RunDir, StageDir
 from luthier.runtime.devices import Devices
-from luthier.schema import PartType, Row
+from luthier.schema import Row
 
 
 @dataclass
@@ -39,8 +40,6 @@ class Prepared:
     dropped: Counter[str]
     method: TargetMethod
     about: package.Package
-    kind: PartType
-    """What is judged."""
     truth: dict[str, dict[str, float]]
     """Numeric columns carried along, by row id: simulated answers bring their true probabilities."""
 
@@ -53,9 +52,9 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
     devices = Devices(recipe.model.dtype)
     devices.place(model)
     method = make_target(recipe.task.target, recipe.task.scale)
-    media = [part for found in rows.values() for row in found for part in row.parts if part.media]
+    every = [row for found in rows.values() for row in found]
     place = run.features, adapters.sound_is_frozen(recipe.model)
-    store, spelled = verdict_features(base, recipe, media, table.media_bytes, place)
+    store, spelled = verdict_features(base, recipe, every, table.media_bytes, place)
     encoder = PromptEncoder.of(base, recipe)
     examples, dropped = {}, Counter[str]()
     for role, found in rows.items():
@@ -71,9 +70,10 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
     model.initialise_head([levels[k] for k in range(level_count(recipe.task.scale))])
     if recipe.start_from:
         _start_from(run.stage(recipe.start_from), recipe, model, base, about, fresh_tokens)
+    about.judges = media_parts(every)[0].type
     judge = Judge(model, store, devices, base.tokenizer.pad_token_id, recipe.evaluate.batch_size)
     truth = {item.row.id: item.aux for item in table.select(recipe.data.test, "test")}
-    return Prepared(base, model, judge, examples, dropped, method, about, media[0].type, truth)
+    return Prepared(base, model, judge, examples, dropped, method, about, truth)
 
 
 def build_model(recipe: Recipe, seed: int) -> tuple[Base, VerdictModel, package.Package, torch.Tensor]:

@@ -1,4 +1,5 @@
-"""Turns a record of a graded table into a draft of a row with its recording, or into a drop with its reason.
+"""Turns a record of a graded table into a draft of a row with its recording, picture or video, or into a drop with its
+reason.
 
 Knows columns, grades and raters; refuses to know files, sources on disk and models. Text is kept as it
 was written, but for Unicode normal form C, so that equal prompts are equal.
@@ -16,14 +17,22 @@ from typing import Any
 
 from luthier.data import media
 from luthier.data.building.context import Adapter, Context, Record
+from luthier.data.pictures import REASONS as PICTURE_REASONS
+from luthier.data.pictures import check_picture
 from luthier.data.reading import places
+from luthier.data.video import check_video
+from luthier.data.videofiles import REASONS as VIDEO_REASONS
 from luthier.errors import MediaError, SourceError
 from luthier.recipe import Scale
-from luthier.schema import Draft, Drop, Message, Part, Row, Target
+from luthier.recipe_data import Limits
+from luthier.schema import Draft, Drop, Message, Part, PartType, Row, Target
 
 REASONS = (
     *media.REASONS,
+    *PICTURE_REASONS,
+    *VIDEO_REASONS,
     "missing_audio",
+    "missing_media",
     "missing_grade",
     "grade_not_a_number",
     "grade_outside_scale",
@@ -31,7 +40,10 @@ REASONS = (
     "path_outside_folder",
     "remote_media",
 )
-ROLES = ("audio", "prompt", "grade")
+KINDS: tuple[PartType, ...] = ("audio", "image", "video")
+"""What is graded, in the order in which columns are looked for."""
+_ANY = "path"
+"""The one name of recordings that says nothing of what it names."""
 _OURS = {"missing_media": "missing_audio", "too_large": "too_long"}
 
 
@@ -48,6 +60,8 @@ class _Chosen:
     One for all records: a record without it must not fall back to a column of another meaning.
     """
 
+    kind: PartType
+    """What is graded."""
     names: Mapping[str, Sequence[str]]
     columns: dict[str, str | None]
 
@@ -59,10 +73,10 @@ class _Chosen:
 
 
 def adapter(context: Context) -> Adapter:
-    """Turns records of one source into drafts: one user turn, prompt then audio (`sha256:` of the original bytes).
+    """Turns records of one source into drafts: one user turn, prompt then medium (`sha256:` of the original bytes).
 
     The group is the speaker, or "" where there is none; a drop's reason is one word of `REASONS`. Raises SourceError
-    where `context.found` lacks a column for the recording, the prompt or the grade.
+    where `context.found` lacks a column for the medium, the prompt or the grade.
     """
     chosen = _choose(context)
 
@@ -84,15 +98,28 @@ def column_for(names: Iterable[str], available: Iterable[str]) -> str | None:
 def _choose(context: Context) -> _Chosen:
     """The column of each role: the source's own mapping, then the recipe's names. Raises SourceError."""
     columns, mapped = context.columns, context.source.columns
-    named = {"audio": columns.audio, "prompt": columns.prompt, "grade": columns.grade, "group": columns.group}
+    kind = _kind(context)
+    named = {kind: getattr(columns, kind), "prompt": columns.prompt, "grade": columns.grade, "group": columns.group}
     names = {role: [mapped[role]] if role in mapped else there for role, there in named.items()}
     # `file_name` is what audio folders call the recording.
     looked = {role: [*there, "file_name"] if role == "audio" else there for role, there in names.items()}
     found = {role: column_for(there, context.found) for role, there in looked.items()}
-    missing = {role: names[role] for role in ROLES if found[role] is None}
+    missing = {role: names[role] for role in (kind, "prompt", "grade") if found[role] is None}
     if context.found and missing:
         raise _lacking(context, missing)
-    return _Chosen(names, found)
+    return _Chosen(kind, names, found)
+
+
+def _kind(context: Context) -> PartType:
+    """What is graded: what the source maps, or else what a column is named after."""
+    mapped = [kind for kind in KINDS if kind in context.source.columns]
+    if mapped:
+        return mapped[0]
+    for kind in KINDS:
+        names = [name for name in getattr(context.columns, kind) if name != _ANY]
+        if column_for(names, context.found):
+            return kind
+    return "audio"
 
 
 def _lacking(context: Context, missing: Mapping[str, Sequence[str]]) -> SourceError:
@@ -118,21 +145,34 @@ def _draft(origin: str, record: Record, context: Context, chosen: _Chosen) -> Dr
     )
     prompt = _prompt(chosen.value(record, "prompt"), chosen.said("prompt"))
     aux = {name: value for name in columns.keep if (value := _number(record, name, None)) is not None}
-    data = _recording(chosen.value(record, "audio"), context, chosen.said("audio"))
-    seconds = len(media.load_audio(data, context.limits)) / media.RATE
-    sound = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    messages = (Message("user", (Part("text", text=prompt), Part("audio", media=sound))),)
+    kind = chosen.kind
+    data = _medium(kind, chosen.value(record, kind), context, chosen.said(kind))
+    seconds = _checked(kind, data, context.limits)
+    reference = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    messages = (Message("user", (Part("text", text=prompt), Part(kind, media=reference))),)
     group = _label(chosen.value(record, "group"))
     row = Row("", messages, target, group, context.split, context.provenance(origin))
-    return Draft(row, {sound: data}, seconds, aux)
+    return Draft(row, {reference: data}, seconds, aux)
 
 
-def _recording(value: Any, context: Context, said: str) -> bytes:
+def _medium(kind: PartType, value: Any, context: Context, said: str) -> bytes:
     try:
         return places.media_bytes(value, context)
     except MediaError as problem:
-        detail = f"no recording in {said}" if problem.detail == places.NOTHING else problem.detail
-        raise _Unusable(_OURS.get(problem.reason, problem.reason), detail) from problem
+        word = "recording" if kind == "audio" else kind
+        detail = f"no {word} in {said}" if problem.detail == places.NOTHING else problem.detail
+        reason = _OURS.get(problem.reason, problem.reason) if kind == "audio" else problem.reason
+        raise _Unusable(reason, detail) from problem
+
+
+def _checked(kind: PartType, data: bytes, limits: Limits) -> float:
+    """The seconds of a recording or video, and 0 of a picture. Raises MediaError."""
+    if kind == "audio":
+        return len(media.load_audio(data, limits)) / media.RATE
+    if kind == "video":
+        return check_video(data, limits).duration
+    check_picture(data, limits)
+    return 0.0
 
 
 def _number(record: Record, name: str | None, scale: Scale | None) -> float | None:

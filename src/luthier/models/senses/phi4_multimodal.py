@@ -114,6 +114,8 @@ class Phi4Senses(Senses):
         """Pictures one a call, for each is a batch of crops; recordings of one length and mode together."""
         found: dict[int, torch.Tensor] = {}
         together: dict[tuple[int, str], list[int]] = {}
+        if any(one.kind == "image" for one in prepared):
+            _look_both_ways(model)  # again: it may be another model of the base, or have trained copies of its eyes
         for place, one in enumerate(prepared):
             if one.kind == "image":
                 found[place] = self._picture(model.model.embed_tokens_extend.image_embed, one)
