@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-all check bench bench-verdict bench-data bench-train bench-exam bench-serve docs lock clean
+.PHONY: quickstart test test-all check bench bench-verdict bench-data bench-train bench-exam bench-serve bench-vision docs lock clean
 
 quickstart: .venv/ready
 	$(BIN)/luthier quickstart
@@ -23,7 +23,7 @@ check: .venv/ready
 	$(BIN)/lint-imports
 	$(PYTEST)
 
-bench: bench-verdict bench-data bench-train bench-exam bench-serve
+bench: bench-verdict bench-data bench-train bench-exam bench-serve bench-vision
 
 bench-verdict: .venv/ready
 	$(BIN)/python benchmarks/verdict/run.py
@@ -68,9 +68,13 @@ bench-exam: .venv/ready .venv-lm-eval/ready
 bench-serve: .venv/ready
 	$(BIN)/python benchmarks/serve/run.py
 
+bench-vision: .venv/ready .venv-trl/ready
+	$(BIN)/python benchmarks/vision/run.py
+
 docs: .venv/ready
 	$(BIN)/python -m luthier.recipedocs > docs/recipe.md
 	$(BIN)/python -m luthier.stepdocs > docs/steps.md
+	$(BIN)/python docs/mediapictures.py
 
 lock:
 	uv pip compile requirements.in --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \

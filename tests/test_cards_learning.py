@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from luthier.data.cards import write_cards
 from luthier.data.drawing import SIDE
 from luthier.data.mediasource import Facts
 from luthier.files import read_json, read_jsonl
@@ -23,7 +24,7 @@ from luthier.models.toys import build_toy
 from luthier.quickstart import lay_out
 from luthier.recipefile import load_recipe, stage_recipes
 from luthier.rundir import RunDir
-from support.children import Luthier, environment
+from support.children import ROOT, environment
 
 TOY = "toy:qwen3-vl-large"
 
@@ -52,16 +53,34 @@ def scores(run: Path) -> dict[str, Any]:
     return dict(read_json(RunDir.open(run).stage("main").scores))
 
 
-def test_a_minute_is_enough_to_learn_the_form_and_not_to_see(tmp_path: Path, luthier: Luthier) -> None:
-    recipe = lay_out(tmp_path / "made", "describer")
-    few = ["train.max_steps=60", "evaluate.describe_rows=60", "data.augment.colour=0", "data.augment.noise=0"]
-    options = [word for setting in few for word in ("--set", setting)]
-    done = luthier("run", str(recipe), "--out", str(tmp_path / "run"), *options)
+def predictions(run: Path) -> list[dict[str, Any]]:
+    return read_jsonl(RunDir.open(run).stage("main").predictions)
+
+
+def finish(*words: Any, **settings: str) -> str:
+    """Run a command to its end, which on a busy machine takes a while; what it said."""
+    command = [sys.executable, "-m", "luthier.cli", *map(str, words)]
+    done = subprocess.run(command, env=environment(**settings), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
-    found = scores(tmp_path / "run")
-    assert found["unparseable"]["value"] < 0.2
-    assert found["category.accuracy"]["value"] < 0.5
-    assert found["category.accuracy"]["n"] == 60
+    return done.stderr
+
+
+def test_the_colour_of_a_garment_is_seen_first_within_ninety_steps(tmp_path: Path) -> None:
+    """A smaller form of the same: titles alone, whose first word is one of eight colours."""
+    settings = {
+        "data.sources.cards.path": write_cards(tmp_path / "cards", 800, 1),
+        "data.sources.unseen.path": write_cards(tmp_path / "unseen", 60, 2),
+        "task.describe.template": '"Product: {title}"',
+        "task.describe.kinds": "{title: text}",
+        "task.describe.columns": "{}",
+        "train.max_steps": 90,
+        "train.save_every": 90,
+    }
+    options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    finish("run", ROOT / "recipes" / "cards.yaml", "--out", tmp_path / "run", *options, OMP_NUM_THREADS="1")
+    answers = [one for one in predictions(tmp_path / "run") if one["read"] is not None]
+    right = [one["read"]["title"].split()[0] == one["truth"]["title"].split()[0] for one in answers]
+    assert sum(right) > 0.75 * 60  # a guess is right in an eighth
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +88,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A finished quickstart, and the seconds that it took with all that belongs to it."""
     out = tmp_path_factory.mktemp("describer") / "quickstart"
     begin = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier.cli", "quickstart", "--kind", "describer", "--out", str(out)],
-        env=environment(LUTHIER_CACHE=str(out.parent / "cache"), OMP_NUM_THREADS="2"),
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "price.within_10" in done.stderr
+    cache = str(out.parent / "cache")
+    told = finish("quickstart", "--kind", "describer", "--out", out, OMP_NUM_THREADS="2", LUTHIER_CACHE=cache)
+    assert "price.within_10" in told
     return out / "run", time.monotonic() - begin
 
 
@@ -96,7 +109,7 @@ def test_category_and_price_of_unseen_cards_are_read_in_time(finished: tuple[Pat
 @pytest.mark.slow
 def test_the_price_is_read_and_not_guessed_from_the_garment(finished: tuple[Path, float]) -> None:
     """Within a category prices differ by a factor of two; answers follow them."""
-    answers = read_jsonl(RunDir.open(finished[0]).stage("main").predictions)
+    answers = predictions(finished[0])
     read = [one for one in answers if one["read"] is not None]
     exact = sum(one["read"]["price"] == one["truth"]["price"] for one in read)
     assert exact / len(answers) > 0.7

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from luthier import chatcheck
+from luthier.models.text_base import load_text_base
+from luthier.models.tokens import add_text_tokens
 from luthier.models.toy_tokenizer import load_tokenizer
+from luthier.recipe import Recipe
+from luthier.stages import preflight
 from support.children import ROOT, Luthier
 
 RECIPE = ROOT / "recipes" / "assistant.yaml"
@@ -56,6 +61,16 @@ def test_a_chat_recipe_is_checked_with_its_template(luthier: Luthier, tmp_path: 
         assert part in done.stderr
     learned = done.stderr.partition("what is learned")[2].partition("\n")[2]
     assert "as is known" in learned.partition("⟦")[2].partition("⟧")[0]
+
+
+def test_added_tokens_are_counted_as_a_run_counts_them() -> None:
+    recipe = Recipe()
+    recipe.model.base, recipe.model.added_tokens = "toy:smolvlm", ["<|part of a suit|>"]
+    base = load_text_base(recipe.model)
+    (added,) = add_text_tokens(base, recipe.model.added_tokens, 0).values()
+    text = "blue <|part of a suit|> red"
+    for tokenizer in (chatcheck._tokenizer(recipe), preflight._tokenizer(recipe)):
+        assert added in tokenizer(text)["input_ids"] == base.tokenizer(text)["input_ids"]
 
 
 def test_rows_that_no_run_learns_are_said_with_the_mend(luthier: Luthier, tmp_path: Path) -> None:

@@ -175,10 +175,14 @@ def test_a_question_alone_is_answered_as_the_trained_model_does(run: Path, tmp_p
     }
 
 
-@pytest.mark.parametrize(("inputs", "question", "reason"), [([], "", "nothing to answer"), (["a"], "q", "not both")])
-def test_a_request_without_one_meaning_is_refused(run: Path, inputs: list[str], question: str, reason: str) -> None:
-    with pytest.raises(RequestError, match=reason):
-        list(verbs.predict(run, [Path(name) for name in inputs], question))
+def test_a_request_without_one_meaning_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="nothing to answer"):
+        list(verbs.predict(run, [], ""))
+    (tmp_path / "q.txt").write_text("one")
+    (tmp_path / "q.jsonl").write_text('{"prompt": "one"}')
+    found = list(verbs.predict(run, [tmp_path / "q.txt", tmp_path / "q.jsonl"], "two"))
+    assert [set(line) for line in found] == [{"input", "error"}] * 2
+    assert all("--question is asked about pictures" in line["error"] for line in found)
 
 
 def test_a_finished_run_is_not_written_to_and_another_base_is_refused(run: Path, tmp_path: Path, short: None) -> None:

@@ -1,6 +1,6 @@
 """Pictures in training: stored vectors beside live ones and TRL, and decoding beside the library's processors.
 
-    .venv/bin/python benchmarks/vision/run.py [--pictures 12] [--toy 1000] [--repeats 2] [--threads 2]
+    .venv/bin/python benchmarks/vision/run.py [--pictures 8] [--toy 1000] [--repeats 2] [--threads 2]
     .venv/bin/python benchmarks/vision/run.py --jobs decode      # one of: toy large decode
 
 Every training is a process of its own, sides alternate, and no figure counts before the losses of all steps are equal.
@@ -30,7 +30,7 @@ from measure import Failed, spent  # noqa: E402
 from luthier.console import say, table  # noqa: E402
 
 SEED, EPOCHS = 17, 5
-PICTURES, TOY = 12, 1000
+PICTURES, TOY = 8, 1000
 EQUAL = {"live": 1e-5, "TRL": 1e-4, "TRL, oneDNN": 1e-4}
 """How far the loss of any step may be from that with stored vectors."""
 ROWS_PER_STEP = {"toy": 16, "large": 4}

@@ -86,13 +86,16 @@ def check_chat(recipe: Recipe, found: Checked) -> None:
 
 
 def _tokenizer(stage: Recipe) -> Any:
-    """None where there is none: `look_ahead` says why."""
+    """As the stage reads with it; None where there is none: `look_ahead` says why."""
     from luthier.models.chat import load_tokenizer
+    from luthier.models.tokens import name_text_tokens
 
     try:
-        return load_tokenizer(stage.model.base, stage.model.revision)
+        found = load_tokenizer(stage.model.base, stage.model.revision)
     except LuthierError:
         return None
+    name_text_tokens(found, stage.model.added_tokens)
+    return found
 
 
 def _table(built: Built, found: Checked) -> None:

@@ -122,12 +122,20 @@ def parser() -> argparse.ArgumentParser:
         verbs,
         "predict",
         _predict,
-        "judge recordings, or answer questions, with a finished run",
+        "judge recordings and pictures, or answer questions about them, with a finished run",
         "luthier predict runs/a answer.wav --question 'Describe the picture.'",
     )
     verb.add_argument("run", type=Path)
-    verb.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help="recordings; for chats texts or .jsonl")
-    verb.add_argument("--question", default="", help="what was asked; a chat run answers it without an input")
+    verb.add_argument(
+        "inputs",
+        type=Path,
+        nargs="*",
+        metavar="INPUT",
+        help="recordings, pictures, videos; for chats texts or .jsonl too",
+    )
+    verb.add_argument(
+        "--question", default="", help="what is asked about inputs; a chat run answers it without one too"
+    )
     verb.add_argument("--stage", default="", help="which stage (default: the last finished one)")
     _score_parser(verbs)
     exam_parser(verbs)

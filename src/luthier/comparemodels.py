@@ -17,6 +17,7 @@ import torch
 
 from luthier.console import say
 from luthier.data.building.rows import TableRow
+from luthier.data.mediasource import MediaSource
 from luthier.data.table import media_bytes
 from luthier.evaluate.answers import answer_losses
 from luthier.files import read_jsonl, sha256_bytes, sha256_file, write_jsonl
@@ -25,6 +26,7 @@ from luthier.models.chat import ChatTemplate
 from luthier.models.chat_batches import Layout
 from luthier.models.lessons import Encoder, Encoding, Lessons
 from luthier.models.senses.spelling import Speller
+from luthier.models.senses.supply import Supply
 from luthier.outcome.comparing.runrecords import Json, RunStage
 from luthier.predict_chat import answer_chats
 from luthier.runtime.devices import Devices
@@ -42,6 +44,8 @@ class Wanted:
 
     rows: Sequence[TableRow]
     chats: Sequence[tuple[str, Row]]
+    media: MediaSource
+    """Of the chats."""
     cache: Path
 
 
@@ -77,7 +81,9 @@ def ask(runs: Sequence[RunStage], wanted: Wanted) -> list[Said]:
                 write_jsonl(kept, said.losses)
             template = ChatTemplate.of(loaded.base.tokenizer)
             language_model, chats = loaded.model.language_model, iter(wanted.chats)
-            said.answers = list(answer_chats(language_model, template, loaded.devices, chats))
+            senses = loaded.base.senses
+            supply = None if senses is None else Supply(senses, wanted.media)
+            said.answers = list(answer_chats(language_model, template, loaded.devices, chats, supply))
         found.append(said)
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from luthier.console import say
 from luthier.data.building.rows import SCHEMA, TableRow, from_record
+from luthier.data.mediasource import DecodedMedia, MediaSource
 from luthier.errors import ExistsError, RequestError
 from luthier.files import write_json
 from luthier.outcome.compare import Scored, table_text
@@ -121,12 +122,12 @@ def compare(request: CompareRequest) -> dict[str, Any]:
 def _ask(runs: Sequence[RunStage], request: CompareRequest) -> tuple[Scored, list[Asked]]:
     """The probe with every run's losses, and the answers to the prompts."""
     probe, rows = _probe(runs, request.probe)
-    chats = _chats(request.prompts)
+    chats, media = _chats(request.prompts)
     if probe.recorded and not chats:
         return Scored(probe, recorded_losses(probe, runs)), []
     from luthier.comparemodels import Wanted, ask
 
-    said = ask(runs, Wanted([] if probe.recorded else rows, chats, request.page.parent / CACHE))
+    said = ask(runs, Wanted([] if probe.recorded else rows, chats, media, request.page.parent / CACHE))
     lines = recorded_losses(probe, runs) if probe.recorded else [one.losses for one in said]
     texts = {item.row.id: _text(item.row) for item in rows} if request.probe else {}
     asked = []
@@ -179,21 +180,21 @@ def _read_probe(path: Path) -> list[TableRow]:
         return list(iter_rows(folder))
 
 
-def _chats(path: Path | None) -> list[tuple[str, Row]]:
-    """The prompts of a file, by name. Raises RequestError where none can be read."""
+def _chats(path: Path | None) -> tuple[list[tuple[str, Row]], MediaSource]:
+    """The prompts of a file, by name, and their media. Raises RequestError where none can be read."""
     if path is None:
-        return []
-    from luthier.predict_chat import read_questions
+        return [], DecodedMedia.of({})
+    from luthier.predict_chat import Inputs
 
-    found = list[tuple[str, Row]]()
-    for name, chat in read_questions([path]):
+    inputs, found = Inputs(), list[tuple[str, Row]]()
+    for name, chat in inputs.questions([path]):
         if isinstance(chat, str):
             say(f"{name}: left out: {chat}")
         else:
             found.append((name, chat))
     if not found:
         raise RequestError(f"{path}: no prompt in it can be read", "give a text, or a .jsonl of prompts or chats")
-    return found
+    return found, inputs.source
 
 
 def _text(row: Row) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.data.mediakind import media_kind
 from luthier.data.mediasource import MediaSource
-from luthier.engines.base import Recording, ServedModel, Verdict
+from luthier.engines.base import Recording, ServedModel, Sight, Verdict
 from luthier.engines.finding import finished_stages
 from luthier.engines.torch_verdict import TorchVerdict
 from luthier.errors import MediaError, RequestError
@@ -48,11 +48,13 @@ def _verdicts(model: ServedModel, read: DataConfig, inputs: Sequence[Path], ques
         try:
             data = path.read_bytes()
             source = MediaSource(lambda _, data=data: data, read.limits, read.frames)  # type: ignore[misc]
-            recording = Recording(str(path), source.load(media_kind(data) or "audio", str(path)))
+            kind = media_kind(data) or "audio"
+            made = Recording if kind == "audio" else Sight
+            shown = made(str(path), source.load(kind, str(path)))
         except (MediaError, OSError) as error:
             yield {"input": str(path), "error": str(error)}
             continue
-        [verdict] = engine.judge(model.id, [recording], question)
+        [verdict] = engine.judge(model.id, [shown], question)
         yield _line(verdict, model.stage)
 
 

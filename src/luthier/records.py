@@ -112,6 +112,8 @@ class ChatStageRecord:
     packing: bool
     kind: str = "chat"
     """chat, exam or describe."""
+    architecture: str = ""
+    """The base's, as its config.json has it (model_type)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

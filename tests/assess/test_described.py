@@ -139,3 +139,10 @@ def test_summaries_name_a_column_that_every_answer_has() -> None:
         "price.p90_log_error",
     ]
     assert Counter(name.partition(".")[0] for name in found)["price"] == 4
+
+
+def test_an_answer_of_endless_digits_has_an_error_that_is_a_number():
+    for answer in ("9" * 300, "0." + "0" * 300 + "1"):
+        for price in ("1" + "0" * 100, "0." + "0" * 100 + "1"):
+            found = row_scores(FORM, CONSTANTS, {**TRUTH, "price": answer}, {**TRUTH, "price": price})
+            assert math.isfinite(found["price.log_error"])

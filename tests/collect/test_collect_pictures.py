@@ -122,6 +122,26 @@ def test_added_rows_move_no_product_to_the_other_side(tmp_path, host):
     assert {code for code in sides[1] if int(code[1:]) < 20} == sides[0]
 
 
+def test_rows_without_a_product_are_not_one_product(tmp_path, host):
+    host.paths |= {f"/{number}.png": picture(number) for number in range(40)}
+    rows = [json.loads(line) for line in write_table(tmp_path / "a.jsonl", host, 40).read_text().splitlines()]
+    for place, row in enumerate(rows):
+        row["product_code"] = ("", "  ", None)[place % 3]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = collect_pictures(request(tmp_path / "a.jsonl", tmp_path / "out", validation=0.5), client=client())
+    assert min(found.rows.values()) > 5
+
+
+def test_a_table_that_grew_is_gone_on_with_and_its_pictures_are_fetched_once(tmp_path, host):
+    host.paths |= {f"/{number}.png": picture(number) for number in range(12)}
+    table, out = write_table(tmp_path / "a.jsonl", host, 8), tmp_path / "out"
+    assert collect_pictures(request(table, out), client=client()).pictures == 8
+    write_table(table, host, 12)
+    found = collect_pictures(request(table, out), resume=True, client=client())
+    assert found.pictures == sum(found.rows.values()) == 12
+    assert all(host.asked[f"/{number}.png"] == 1 for number in range(12))
+
+
 def test_an_address_is_fetched_once_and_passing_trouble_again_on_resuming(tmp_path, host):
     host.paths |= {f"/{number}.png": picture(number) for number in range(5)} | {"/5.png": (503, {}, b"")}
     rows = write_table(tmp_path / "a.jsonl", host, 6).read_text()

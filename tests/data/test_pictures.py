@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from luthier.data.picturefiles import MAX_PIECES, picture_kind
-from luthier.data.pictures import MAX_BYTES, REASONS, check_picture, load_picture
+from luthier.data.pictures import MAX_BYTES, REASONS, check_picture, load_picture, picture_size
 from luthier.errors import MediaError
 from luthier.recipe_data import Limits
 from support.children import environment
@@ -100,7 +100,17 @@ def test_a_picture_is_turned_as_its_exif_says(kind, turn):
     data = saved(scene(), kind, exif=exif, **how)
     right = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert check_picture(data, LIMITS) == right.size == ((60, 40) if turn < 5 else (40, 60))
+    assert picture_size(data, LIMITS) == right.size
     assert far(load_picture(data, LIMITS), right) == 0
+
+
+def test_a_tile_larger_than_its_picture_is_not_taken_for_the_picture():
+    numbers = {256: 10, 257: 7, 258: 8, 259: 1, 262: 1, 274: 6, 277: 1, 322: 16, 323: 16, 325: 256}
+    where = 8 + 2 + 12 * (len(numbers) + 1) + 4
+    data = tiff([(tag, 4, 1, value) for tag, value in sorted({**numbers, 324: where}.items())], bytes(range(256)))
+    found = load_picture(data, LIMITS)
+    assert picture_size(data, LIMITS) == check_picture(data, LIMITS) == found.size == (7, 10)
+    assert found.getpixel((6, 0)) == (0, 0, 0)
 
 
 def test_broken_exif_does_not_break_the_picture():
@@ -321,4 +331,5 @@ def test_a_damaged_picture_is_read_or_refused_with_a_known_word(kind, seed, coun
         data[rng.randrange(len(data) if rng.random() < 0.5 else min(len(data), 200))] = rng.randrange(256)
     said = size_or_reason(check_picture, bytes(data))
     assert said == size_or_reason(lambda *given: load_picture(*given).size, bytes(data))
+    assert not isinstance(said, tuple) or said == size_or_reason(picture_size, bytes(data))
     assert isinstance(said, tuple) or said in REASONS

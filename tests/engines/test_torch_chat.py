@@ -22,13 +22,11 @@ from luthier.engines.conversations import MOST, Conversations
 from luthier.engines.finding import find_models
 from luthier.engines.torch_chat import TorchChat
 from luthier.errors import CheckpointError, RequestError
-from luthier.evaluate.exam_media import extractor_of
 from luthier.evaluate.generate import Decoding, Generator, prompt_ids
 from luthier.files import read_json, sha256_file, write_json
 from luthier.models import adapters
 from luthier.models.chat import ChatTemplate
 from luthier.models.families import PHI4_MULTIMODAL
-from luthier.models.picture_features import PictureEncoder
 from luthier.models.text_base import TextBase, load_text_base
 from luthier.recipe_model import ModelConfig
 from luthier.runtime.devices import Devices
@@ -304,15 +302,15 @@ def shown(kind: str, number: int) -> Any:
 
 def natively(base: TextBase, medium: Any) -> tuple[dict[str, torch.Tensor], int, int]:
     """What the model's own forward pass is given for a medium, how many placeholders it takes, and their id."""
+    senses: Any = base.senses
     if isinstance(medium, np.ndarray):
-        mel_TF = PHI4_MULTIMODAL.mel(extractor_of(base), medium)
+        mel_TF = PHI4_MULTIMODAL.mel(senses.extractor, medium)
         count = PHI4_MULTIMODAL.sound_tokens(base.model, len(mel_TF))
         given = {"audio_input_features": mel_TF[None], "audio_embed_sizes": torch.tensor([count])}
         return given, count, base.model.config.audio_config.audio_token_id
-    encoder = PictureEncoder(base.model)
-    given = dict(encoder.processor([medium], return_tensors="pt"))
+    given = dict(senses.images([medium], return_tensors="pt"))
     del given["num_img_tokens"]
-    return given, len(encoder.encode(medium)), base.model.config.vision_config.image_token_id
+    return given, senses.prepare("image", medium).slots, base.model.config.vision_config.image_token_id
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
@@ -321,7 +319,8 @@ def test_pictures_and_sound_are_read_as_the_models_own_forward_pass_reads_them(k
     assert engine.models()[0].reads == ("text", "image", "audio")
     base = load_text_base(ModelConfig(base="toy:phi4-multimodal"))
     question = Message("user", (Part(kind, media="m"), Part("text", "what is it?")))
-    prompt = prompt_ids(ChatTemplate.of(base.tokenizer), [question])
+    mark = {"image": "<|image|>", "audio": "<|audio|>"}[kind]
+    prompt = prompt_ids(ChatTemplate.of(base.tokenizer), [turn("user", f"{mark}what is it?")])
     answers = []
     for number in range(4):
         medium = shown(kind, number)
@@ -347,10 +346,10 @@ def test_media_that_do_not_go_with_their_question_are_refused() -> None:
     sound, picture = np.ones(8000, np.float32), Image.new("RGB", (30, 30))
     words = Part("text", "what?")
     for parts, media, reason in (
-        ((Part("image", media="a"), Part("audio", media="b"), words), {"a": picture, "b": sound}, "not both"),
+        ((Part("image", media="a"), Part("video", media="b"), words), {"a": picture, "b": sound}, "is not video"),
         ((Part("image", media="a"), words), {}, "was not given"),
-        ((Part("image", media="a"), Part("text", "<|image|>")), {"a": picture}, "no placeholder"),
-        ((*(Part("image", media="a"),) * 17, words), {"a": picture}, "16 at most"),
+        ((Part("image", media="a"), Part("text", "<|image|>")), {"a": picture}, "in its words"),
+        ((*(Part("image", media="a"),) * 81, words), {"a": picture}, "80 at most"),
     ):
         with pytest.raises(RequestError, match=reason):
             next(engine.stream(ChatRequest(MULTIMODAL.id, [Message("user", parts)], GREEDY, media)))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.models.batches import VerdictFeed, collate, epoch_order, plan_micros, ranking_pairs
+from luthier.models.batches import VerdictFeed, epoch_order, plan_micros, ranking_pairs
 from luthier.models.encode import Example
 from luthier.models.feeds import stream
 from luthier.recipe_train import TrainConfig

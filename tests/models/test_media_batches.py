@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.evaluate.answers import answer_losses
 from luthier.models import adapters
 from luthier.models.chat_batches import ChatFeed, Layout, collate
 from luthier.models.feeds import stream
 from luthier.models.lessons import Lessons
 from luthier.recipe_data import Augmentation
+from luthier.runtime.devices import Devices
 from support import seeing
 from support.seeing import Seeing
 
@@ -174,3 +176,25 @@ def test_layers_that_are_computed_again_give_the_same_gradients(name):
         lessons = one.lessons(seeing.mixed(one.supply.senses.kinds)[:3])
         found.append(gradients(one, passes(one, lessons, True, 100)))
     assert all(torch.allclose(found[1][key], gradient, rtol=1e-4, atol=1e-6) for key, gradient in found[0].items())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("micro_tokens", [0, 100_000])
+@torch.no_grad()
+def test_a_text_that_stretches_positions_moves_no_other_row(packed, micro_tokens):
+    """Long-rope chooses its frequencies by the longest text of a pass."""
+    twin = Seeing.of("toy:phi3-vision", max_tokens=8192)
+    limit = twin.model.alone_beyond
+    long = [seeing.asked(8 + place, ["word " * limit], "green") for place in range(2)]
+    lessons = twin.lessons([*seeing.mixed(twin.supply.senses.kinds), *long])
+    assert 0 < limit < len(lessons[-1].ids_L)
+    alone = [float(twin.model.row_losses(collate([one], False, 0, twin.supply))[0].sum) for one in lessons]
+    mixed = [float(one.sum) for one in twin.model.row_losses(collate(lessons, packed, 0, twin.supply))]
+    assert mixed[0] != pytest.approx(alone[0], rel=1e-4)  # it would matter
+    layout = Layout(len(lessons), 100, micro_tokens, packed, alone_beyond=limit)
+    found = answer_losses(twin.model, Lessons.of(lessons), layout, Devices("float32"), supply=twin.supply)
+    assert found.sum_R == pytest.approx(alone, rel=1e-5)
+    feed = ChatFeed(Lessons.of(lessons), lambda _: np.arange(len(lessons)), layout, 5, supply=twin.supply)
+    trained = [(batch.ids, twin.model.row_losses(batch)) for batch in feed.batches(1)]
+    by_row = {name: float(loss.sum) for ids, losses in trained for name, loss in zip(ids, losses, strict=True)}
+    assert by_row == pytest.approx({one.id: loss for one, loss in zip(lessons, alone, strict=True)}, rel=1e-5)

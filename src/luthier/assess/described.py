@@ -97,7 +97,7 @@ class Constants:
 
 def log_error(answer: float, truth: float) -> float:
     """|ln answer - ln truth|: 0.1 is about ten per cent either way."""
-    return abs(math.log(answer / truth))
+    return abs(math.log(answer) - math.log(truth))  # the ratio may leave what a float holds
 
 
 def row_scores(form: AnswerForm, constants: Constants, read: Values | None, truth: Values) -> dict[str, float]:

@@ -102,8 +102,11 @@ def collect_pictures(request: PictureRequest, resume: bool = False, client: Poli
     column, group = _columns(request, reading)
     journal = _Journal(request.out, _digest(request, column, group), resume)
     if (request.out / MANIFEST).is_file():
-        say(f"{request.out}: is whole, and left as it is")
-        return _told(request.out)
+        if read_json(request.out / MANIFEST)["table"] == _content(reading):
+            say(f"{request.out}: is whole, and left as it is")
+            return _told(request.out)
+        say(f"{request.out}: is whole, but the table has changed since: its rows are written anew")
+        (request.out / MANIFEST).unlink()
     addresses = dict.fromkeys(str(record[column]).strip() for _, record in _good(reading) if _address(record, column))
     wanted = [address for address in addresses if address not in journal.settled]
     _fetch_all(wanted, request, journal, client or PoliteClient(request.politeness))
@@ -227,10 +230,13 @@ def _write(request: PictureRequest, reading: Reading, names: tuple[str, str], jo
         if rows:
             with write_atomically(place) as stream:
                 pq.write_table(pa.Table.from_pylist(rows), stream, compression="zstd")
+        else:
+            place.unlink(missing_ok=True)
     ledger.write(request.out / LEDGER, drops)
     images = {line["image"]: line for line in journal.settled.values() if "image" in line}
     about = {
         "source": {key: value for key, value in asdict(request.source).items() if value},
+        "table": _content(reading),
         "column": names[0],
         "group": names[1],
         "rows": {side: len(rows) for side, rows in sides.items()},
@@ -266,7 +272,8 @@ def _kept(
         row = {(f"{name}_address" if name == "image" else name): value for name, value in record.items()}
         row["image"] = journal.settled[str(record[column]).strip()]["image"]
         product = record.get(group) if group else None
-        kept.append((str(product if product is not None else record[column]), row))
+        known = product is not None and product == product and bool(str(product).strip())
+        kept.append((str(product if known else record[column]), row))
         counts.kept += 1
     return kept
 
@@ -330,6 +337,11 @@ def _address(record: Mapping[str, Any], column: str) -> bool:
 def _digest(request: PictureRequest, column: str, group: str) -> str:
     said = [asdict(request.source), column, group, request.validation, request.seed, asdict(request.limits)]
     return sha256_bytes(canonical(said).encode())
+
+
+def _content(reading: Reading) -> str:
+    """sha256 of what the table holds."""
+    return sha256_bytes(canonical([*map(sha256_file, reading.files), reading.revision]).encode())
 
 
 def _told(folder: Path) -> Collected:

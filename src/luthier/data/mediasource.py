@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from luthier.data.media import load_audio
 from luthier.data.pictures import load_picture, picture_size
 from luthier.data.video import Film, load_video
@@ -125,7 +128,10 @@ class DecodedMedia(MediaSource):
     def _single(self, kind: PartType, reference: str) -> Any:
         if reference not in self.media:
             raise MediaError("missing_media", f"the question names {kind} {reference}, which was not given")
-        return self.media[reference]
+        found = self.media[reference]
+        if not isinstance(found, {"image": Image.Image, "audio": np.ndarray, "video": Film}[kind]):
+            raise MediaError("missing_media", f"what was given as {reference} is not {kind}")
+        return found
 
     def _film(self, reference: str) -> Film:
         film: Film = self._single("video", reference)

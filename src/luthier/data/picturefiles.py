@@ -32,13 +32,20 @@ _TIFF_WIDTHS = dict(zip(range(1, 19), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0,
 @dataclass(frozen=True, slots=True)
 class PictureFile:
     """A picture file without what makes no pixels. `width` and `height` are as stored, 0 where only the decoder
-    can tell; `orientation` is EXIF's, 1 to 8, and 1 where the decoder turns the picture itself."""
+    can tell; `orientation` is EXIF's, 1 to 8."""
 
     kind: str
     data: bytes
     width: int = 0
     height: int = 0
     orientation: int = 1
+    tile: tuple[int, int] = (0, 0)
+    """Width and height of a TIFF's tiles."""
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """The size that the decoder makes room for: a tile larger than the picture is allocated whole."""
+        return max(self.width, self.tile[0]), max(self.height, self.tile[1])
 
 
 def picture_kind(data: bytes) -> str:
@@ -206,7 +213,7 @@ def _bmp(data: bytes) -> PictureFile:
 
 
 def _tiff(data: bytes) -> PictureFile:
-    """The file with a first directory that holds only the tags of pixels; the decoder turns the picture itself."""
+    """The file with a first directory that holds only the tags of pixels."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
     where, counted, entry, word = ("8", "Q", "HHQ8s", "Q") if big else ("4", "H", "HHI4s", "I")
@@ -227,15 +234,20 @@ def _tiff(data: bytes) -> PictureFile:
             raise _crowded("TIFF")
         kept[tag] = data[place : place + step]
         values[tag] = int(struct.unpack_from(order + ("H" if kind == 3 else "I"), raw)[0])
-    # A tile larger than the picture is allocated whole, so it counts as the picture's size.
-    width = max(values.get(256, 0), values.get(_TILE_WIDTH, 0) if values.get(256) else 0)
-    height = max(values.get(257, 0), values.get(_TILE_HEIGHT, 0) if values.get(257) else 0)
+    turned = values.get(_ORIENTATION, 1)
     body = data + b"\0" * (len(data) % 2)
     directory = struct.pack(order + counted, len(kept)) + b"".join(kept[tag] for tag in sorted(kept))
     offset = struct.pack(order + word, len(body))
     at = int(where)
     patched = body[:at] + offset + body[at + len(offset) :] + directory + bytes(struct.calcsize("<" + word))
-    return PictureFile("TIFF", patched, width, height)
+    return PictureFile(
+        "TIFF",
+        patched,
+        values.get(256, 0),
+        values.get(257, 0),
+        turned if 1 <= turned <= 8 else 1,
+        (values.get(_TILE_WIDTH, 0), values.get(_TILE_HEIGHT, 0)),
+    )
 
 
 def _turned(exif: bytes) -> int:

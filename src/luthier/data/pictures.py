@@ -70,7 +70,7 @@ def picture_size(data: bytes, limits: Limits) -> tuple[int, int]:
     file = read_picture_file(data)
     if not file.width:
         return check_picture(data, limits)
-    _check_size(file.width, file.height, file.kind, limits)
+    _check_size(*file.room, file.kind, limits)
     return (file.width, file.height) if file.orientation < 5 else (file.height, file.width)
 
 
@@ -93,20 +93,21 @@ def load_picture(data: bytes, limits: Limits) -> Image.Image:
 
 @contextmanager
 def _decoded(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
-    """The decoded picture as it is stored, and its orientation."""
+    """The decoded picture, and the orientation by which it is still to be turned."""
     if len(data) > MAX_BYTES:
         raise MediaError("too_large", f"{len(data):,} bytes, the most is {MAX_BYTES:,}")
     file = read_picture_file(data)
-    _check_size(file.width, file.height, file.kind, limits)
-    with _lock if _need(file, file.width * file.height, "RGBA") > _LARGE else nullcontext():
-        yield _open(file, limits), file.orientation
+    width, height = file.room
+    _check_size(width, height, file.kind, limits)
+    with _lock if _need(file, width * height, "RGBA") > _LARGE else nullcontext():
+        yield _open(file, limits), 1 if file.kind == "TIFF" else file.orientation  # Pillow turns a TIFF as it decodes
 
 
 def _open(file: PictureFile, limits: Limits) -> Image.Image:
     try:
         image = _OPENERS[file.kind](io.BytesIO(file.data))
         _check_size(*image.size, file.kind, limits)
-        need = _need(file, image.width * image.height, image.mode)
+        need = _need(file, max(image.width * image.height, file.room[0] * file.room[1]), image.mode)
         if need > MEMORY:
             raise MediaError(
                 "too_many_pixels",

@@ -98,15 +98,23 @@ class ChatEngine(Protocol):
 
 @dataclass(frozen=True)
 class Recording:
-    """An answer to be judged: float32 mono at 16 kHz, or an upright picture, or a film."""
+    """An answer to be judged: float32 mono at 16 kHz."""
 
     name: str
-    wave: NDArray[np.float32] | Image.Image | Film
+    wave: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A picture (upright, RGB) or video to be judged."""
+
+    name: str
+    medium: Image.Image | Film
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verdict model says of one recording; `error` instead, where it could not be judged.
+    """What a verdict model says of one recording or sight; `error` instead, where it could not be judged.
 
     `passed` goes by p_pass above 0.5. `borderline`: the calibrated probability lies in the model's `Zone`.
     """
@@ -138,12 +146,12 @@ class Zone:
 
 
 class VerdictEngine(Protocol):
-    """Judges recordings."""
+    """Judges recordings, pictures and videos."""
 
     def models(self) -> list[ServedModel]: ...
 
-    def judge(self, model: str, recordings: Sequence[Recording], question: str) -> list[Verdict]:
-        """One verdict a recording, in order. Raises RequestError for a model that is not there."""
+    def judge(self, model: str, shown: Sequence[Recording | Sight], question: str) -> list[Verdict]:
+        """One verdict each, in order. Raises RequestError for a model that is not there."""
         ...
 
     def zone(self, model: str) -> Zone | None:

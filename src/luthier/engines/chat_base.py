@@ -24,11 +24,12 @@ from luthier.engines.threads import answering_threads
 from luthier.errors import RequestError
 from luthier.evaluate.candidates import Admitted, Candidate, look_at
 from luthier.evaluate.generate import Generator, prompt_ids
-from luthier.models import adapters, quantized
+from luthier.models import adapters
 from luthier.models.chat import ChatTemplate
-from luthier.models.families import FAMILIES
+from luthier.models.head import Head
 from luthier.models.swap import Seat, Weights, read_weights
 from luthier.models.text_base import load_text_base
+from luthier.models.tree_reading import stretches_beyond
 from luthier.recipe_model import ModelConfig
 from luthier.runtime.devices import Devices
 from luthier.runtime.threads import is_small, some_threads
@@ -57,6 +58,9 @@ class ChatBase:
         self.stops: frozenset[int] = frozenset()
         """Ids that end an answer."""
         self._media: ChatMedia | None = None
+        """For a base that sees or hears."""
+        self._head: Head | None = None
+        """With the adapter that is on."""
 
     @property
     def longest(self) -> int:
@@ -78,10 +82,13 @@ class ChatBase:
             admitted = self._admit(model)
             self.seat.put(model.adapter, admitted.tokens, self._weights_of(model))
             tokenizer = admitted.tokenizer
-        bare = adapters.bare(self.seat.model)
-        if self.model is not bare:  # a base that was loaded anew
+        self.model, tokenizer = adapters.bare(self.seat.model), tokenizer or self.seat.base.tokenizer
+        self._head, senses = None, self.seat.base.senses
+        rows = int(self.model.get_input_embeddings().weight.shape[0])
+        if senses is None:
             self._media = None
-        self.model, tokenizer = bare, tokenizer or self.seat.base.tokenizer
+        elif self._media is None or self._media.senses is not senses or self._media.first != rows:
+            self._media = ChatMedia(senses, rows)  # of a base that was loaded anew, or whose vocabulary grew
         if self.template.tokenizer is not tokenizer:
             self.template = ChatTemplate.of(tokenizer)
         self.stops = frozenset(Generator(self.model, self.template, self.devices).stops)
@@ -90,39 +97,54 @@ class ChatBase:
     def read(self, messages: Sequence[Message], media: Mapping[str, Any]) -> list[int]:
         """The ids that ask for an answer; those of media lie beyond the vocabulary.
 
-        Raises ChatError where the template cannot write it, RequestError for media that the base does not read.
+        Raises ChatError where the template cannot write it, and RequestError for media that the base does not read.
         """
-        ids = prompt_ids(self.template, messages)
-        parts = [part for message in messages for part in message.content if part.type != "text"]
-        if not parts and self._media is None:
-            return ids
         if self._media is None:
-            if self.model.config.model_type not in FAMILIES or quantized.kind_of(self.model):
+            kinds = {part.type for message in messages for part in message.content} - {"text"}
+            if kinds:
                 raise RequestError(
-                    f"the question has {parts[0].type} in it, and {self.seat.base.name} reads text alone here",
-                    "ask in words, or choose a model whose base sees and hears",
+                    f"the question has {' and '.join(sorted(kinds))} in it, and {self.seat.base.name} reads text alone",
+                    "ask in words, or choose a model whose base sees or hears",
                 )
-            self._media = ChatMedia(self.seat.base)
+            return prompt_ids(self.template, messages)
         with self._pass():
-            return self._media.spell(ids, parts, media, self._on)
+            return self._media.read(self.template, messages, media, (self._on, self.model))
 
     def logits(self, ids: Sequence[int], reading: Reading) -> torch.Tensor:
         """(V,) after `ids`, which go on from what was read; in float32. The reading then has them too."""
-        device = self.devices.device
+        limit = stretches_beyond(self.model.config.get_text_config())
+        stretched = limit is not None and len(reading.ids) + len(ids) > limit
+        if stretched != reading.stretched or self._looks_back(ids, reading):
+            ids = [*reading.forget(self.model.config), *ids]
+        reading.stretched = stretched
         with torch.inference_mode(), self._pass():
             if self._media is None:
-                given = {"input_ids": torch.tensor([ids], device=device)}
+                given = {"input_ids": torch.tensor([ids], device=self.devices.device)}
+                out = self.model(**given, past_key_values=reading.cache, use_cache=True, logits_to_keep=1)
+                found: torch.Tensor = out.logits[0, -1].float()
             else:
-                given = {"inputs_embeds": self._media.embed(ids, self.model.get_input_embeddings())}
-            out = self.model(**given, past_key_values=reading.cache, use_cache=True, logits_to_keep=1)
+                found = self._looked(self._media, ids, reading)
             reading.ids.extend(ids)
-            found: torch.Tensor = out.logits[0, -1].float()
         return found
+
+    def _looks_back(self, ids: Sequence[int], reading: Reading) -> bool:
+        """Whether new pictures need a mask of all that is read: they look both ways, and a cache knows but one."""
+        media = self._media
+        return media is not None and not media.senses.keeps_causal and bool(reading.ids) and media.holds(ids)
+
+    def _looked(self, media: ChatMedia, ids: Sequence[int], reading: Reading) -> torch.Tensor:
+        """(V,) after `ids`, by the text decoder and the head."""
+        if self._head is None:
+            self._head = Head.of(self.model)
+        given, reading.last = media.given(self.model, reading.ids, ids, reading.last)
+        decoder = media.senses.decoder(self.model)
+        out = decoder(**given, past_key_values=reading.cache, use_cache=True)
+        return self._head.logits(out.last_hidden_state[0, -1]).float()
 
     def close(self) -> None:
         """Give the adapters' memory back; the base goes with this object."""
         self._weights.clear()
-        self._on, self._media = "", None
+        self._on, self._media, self._head = "", None, None
 
     @contextmanager
     def _pass(self) -> Iterator[None]:

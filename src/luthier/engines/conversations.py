@@ -23,6 +23,15 @@ class Reading:
 
     cache: Any
     ids: list[int] = field(default_factory=list)
+    last: int | None = None
+    """The greatest position; None where it is to be found anew."""
+    stretched: bool = False
+    """Whether it was read by the positions of long texts (`tree_reading.stretches_beyond`)."""
+
+    def forget(self, config: Any) -> list[int]:
+        """Be as if nothing had been read; returns what was."""
+        read, self.ids, self.last, self.cache = self.ids, [], None, DynamicCache(config=config)
+        return read
 
 
 class Conversations:
@@ -52,7 +61,9 @@ def _same_beginning(known: Reading | None, ids: Sequence[int]) -> Reading | None
         return None
     most = min(len(known.ids), len(ids) - 1)
     same = next((i for i in range(most) if known.ids[i] != ids[i]), most)
-    return Reading(known.cache, list(ids[:same])) if same and _cut(known.cache, len(known.ids) - same) else None
+    if not same or not _cut(known.cache, len(known.ids) - same):
+        return None
+    return Reading(known.cache, list(ids[:same]), stretched=known.stretched)
 
 
 def _cut(cache: Any, count: int) -> bool:

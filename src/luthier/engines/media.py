@@ -1,104 +1,123 @@
-"""Pictures and sound of a question as vectors among the embeddings of its words, for bases that read them.
+"""Pictures, sound and videos of a question as vectors among the embeddings of its words, for bases that read them.
 
 Each vector has an id of its own beyond the vocabulary, so a conversation with media in it is a list of ids as any
 other. Vectors are made by the model that is asked, adapter and all, and the last ones are kept. Knows no files: media
 come decoded.
 
-Shapes: L ids, S vectors of a medium, D model width.
+Shapes: L ids of a text, P axes of a position, K layers that take vectors, S vectors of a medium, D model width.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from luthier.data.mediasource import DecodedMedia, Film, MediaSource
 from luthier.errors import RequestError
-from luthier.evaluate.exam_media import extractor_of
 from luthier.files import sha256_bytes
-from luthier.models.families import FAMILIES
-from luthier.models.picture_features import PictureEncoder
-from luthier.models.text_base import TextBase
-from luthier.schema import Part
+from luthier.models.chat import ChatTemplate
+from luthier.models.senses.base import Medium, Placed, Senses
+from luthier.models.senses.laying import Laid, decoder_given, lay
+from luthier.models.senses.numbers import Numbers
+from luthier.models.senses.spelling import Speller
+from luthier.models.senses.store import place_of
+from luthier.schema import Message
 
-_MOST = 16
-"""Media whose vectors are kept: some 500 vectors each."""
+MOST = 80
+"""Media whose vectors are kept, some 500 each: those of a video of 64 frames, and some pictures."""
 
 
 class ChatMedia:
-    """The media of one base's conversations."""
+    """The media of one base's conversations. `first` is the first id beyond its vocabulary."""
 
-    def __init__(self, base: TextBase) -> None:
-        self._family = FAMILIES[base.model.config.model_type]
-        self._extractor = extractor_of(base)
-        self._pictures = PictureEncoder(base.model)
-        self._model = base.model
-        self._marks = {
-            self._family.audio_token_id(base.model): "audio",
-            int(base.model.config.vision_config.image_token_id): "image",
-        }
-        self._vectors: OrderedDict[str, tuple[range, torch.Tensor]] = OrderedDict()
-        """By model and content: ids, and (S, D)."""
-        self._next = self._first = int(base.model.get_input_embeddings().weight.shape[0])
+    def __init__(self, senses: Senses, first: int) -> None:
+        self.senses, self.first = senses, first
+        self._numbers = Numbers(senses, first)
+        self._vectors: OrderedDict[Medium, torch.Tensor] = OrderedDict()
+        """(K, S, D) of each; the reference says which model made it of which content."""
+        self._axes = len(senses.positions(np.zeros(1, np.int64), Placed()))
 
-    def spell(self, ids: Sequence[int], parts: Sequence[Part], media: Mapping[str, Any], model: str) -> list[int]:
-        """The ids with each placeholder replaced by the ids of its medium's vectors.
+    def read(
+        self, template: ChatTemplate, messages: Sequence[Message], media: Mapping[str, Any], asked: tuple[str, Any]
+    ) -> list[int]:
+        """The ids that ask for an answer; `asked` is the model's id and its bare model.
 
-        Raises RequestError where placeholders and media do not go together one by one, where a picture stands beside
-        sound (the base would read that in another way), and where a medium is missing.
+        Raises ChatError for media that the base or its template does not take, that are missing, or that stand for
+        words; RequestError for more than `MOST`.
         """
-        written = [self._marks[token] for token in ids if token in self._marks]
-        wanted = [part.type for part in parts]
-        if written != wanted or len(set(wanted)) > 1:
-            raise RequestError(
-                f"a question with {', '.join(wanted) or 'no media'} is written with {', '.join(written) or 'none'}",
-                "give a conversation pictures or sound, not both, and no placeholder of the base in its words",
-            )
-        if len(parts) > _MOST:
-            raise RequestError(f"{len(parts)} pictures or recordings in a conversation", f"send {_MOST} at most")
-        queue = iter(parts)
-        found: list[int] = []
-        for token in ids:
-            found += self._ids_of(next(queue), media, model) if token in self._marks else [token]
-        return found
+        source = DecodedMedia.of(media)
+        ids, found = Speller(self.senses, source).prompt(template, messages)
+        if len(found) > MOST:
+            raise RequestError(f"{len(found)} pictures or recordings in a conversation", f"send {MOST} at most")
+        numbered: list[int] = self._numbers.write(ids, [self._kept(one, source, asked) for one in found]).tolist()
+        return numbered
 
-    def embed(self, ids: Sequence[int], embedding: Any) -> torch.Tensor:
-        """(1, L, D) of spelled ids; `embedding` is that of the model with its adapter."""
-        weight = embedding.weight
-        ids_L = torch.tensor(ids, device=weight.device)
-        other_L = ids_L >= self._first
-        found_LD: torch.Tensor = embedding(ids_L.masked_fill(other_L, 0))
-        for numbers, vectors_SD in self._vectors.values():
-            own_L = (ids_L >= numbers.start) & (ids_L < numbers.stop)
-            if own_L.any():
-                found_LD[own_L] = vectors_SD.to(found_LD)[(ids_L[own_L] - numbers.start)]
-        return found_LD[None]
+    def holds(self, ids: Sequence[int]) -> bool:
+        """Whether there are media among these ids."""
+        return max(ids, default=0) >= self.first
 
-    def clear(self) -> None:
-        self._vectors.clear()
+    def given(
+        self, model: Any, before: Sequence[int], ids: Sequence[int], last: int | None
+    ) -> tuple[dict[str, Any], int]:
+        """What the text decoder is given for `ids`, which follow what it has read, and the greatest position then;
+        `last` is the greatest one before, None where it is not known."""
+        if last is None or self.holds(ids):
+            laid, media = self._placed(before, ids)
+        else:
+            laid, media = self._words(ids, last), ()
+        vectors_KMD = None
+        if media:
+            vectors_KMD = torch.cat([self._vectors[medium] for medium in media], dim=1).to(place_of(model)[0])
+        mask_1L = torch.ones(1, len(before) + len(ids), dtype=torch.long, device=place_of(model)[0])
+        found = {"attention_mask": mask_1L, **decoder_given(self.senses, model, laid, vectors_KMD)}
+        return found, max(last or 0, int(laid.position_PBL.max()))
 
-    def _ids_of(self, part: Part, media: Mapping[str, Any], model: str) -> range:
-        if part.media not in media:
-            raise RequestError(f"the question names {part.type} {part.media}, which was not given", "send it along")
-        medium = media[str(part.media)]
-        pixels = np.asarray(medium)
-        key = f"{model} {part.type} {pixels.shape} {sha256_bytes(pixels.tobytes())}"
-        if key not in self._vectors:
-            vectors_SD = self._encode(part, medium)
-            numbers = range(self._next, self._next + len(vectors_SD))
-            self._next = numbers.stop
-            self._vectors[key] = numbers, vectors_SD
-        self._vectors.move_to_end(key)
-        while len(self._vectors) > _MOST:
-            self._vectors.popitem(last=False)
-        return self._vectors[key][0]
+    def _placed(self, before: Sequence[int], ids: Sequence[int]) -> tuple[Laid, tuple[Medium, ...]]:
+        """The new ids where they are in the whole text, and their media."""
+        whole = lay(self.senses, [self._numbers.read([*before, *ids])], 0)
+        _, media = self._numbers.read(ids)
+        new = slice(len(before), None)
+        laid = Laid(
+            whole.ids_BL[:, new],
+            whole.position_PBL[:, :, new],
+            whole.slot_BL[:, new],
+            whole.seen_BL[:, new],
+            media,
+        )
+        return laid, media
+
+    def _words(self, ids: Sequence[int], last: int) -> Laid:
+        """New ids that are words: positions go on after the greatest one."""
+        ids_1L = np.array([ids], dtype=np.int64)
+        position_1L = last + 1 + np.arange(len(ids), dtype=np.int64)[None]
+        none_1L = np.zeros(ids_1L.shape, dtype=np.bool_)
+        return Laid(ids_1L, np.tile(position_1L, (self._axes, 1, 1)), none_1L, none_1L, ())
+
+    def _kept(self, medium: Medium, source: MediaSource, asked: tuple[str, Any]) -> Medium:
+        """The medium under the name of its content and of the model that makes its vectors, which are there then."""
+        content = source.load(medium.kind, medium.reference)
+        kept = replace(medium, reference=f"{asked[0]} {_digest(content)}")
+        if kept not in self._vectors:
+            self._vectors[kept] = self._encode(medium, content, asked[1])
+        self._vectors.move_to_end(kept)
+        while len(self._vectors) > MOST:
+            gone, _ = self._vectors.popitem(last=False)
+            self._numbers.forget(gone)
+        return kept
 
     @torch.no_grad()
-    def _encode(self, part: Part, medium: Any) -> torch.Tensor:
-        if part.type == "image":
-            return self._pictures.encode(medium.convert("RGB"))
-        mel_TF = self._family.mel(self._extractor, medium)
-        return self._family.encode_sound(self._model, mel_TF[None])[0].cpu()
+    def _encode(self, medium: Medium, content: Any, model: Any) -> torch.Tensor:
+        prepared = replace(self.senses.prepare(medium.kind, content), mode=medium.mode)
+        return self.senses.encode(model, [prepared.to(place_of(model)[0])])[0].cpu()
+
+
+def _digest(content: Any) -> str:
+    pieces = content.frames if isinstance(content, Film) else (content,)
+    pixels = [np.asarray(piece) for piece in pieces]
+    about = f"{[(piece.shape, str(piece.dtype)) for piece in pixels]} {getattr(content, 'seconds', '')}"
+    return sha256_bytes(about.encode() + b"".join(piece.tobytes() for piece in pixels))

@@ -18,8 +18,8 @@ from luthier.engines.finding import model_called, run_recipes
 from luthier.engines.pieces import StopTexts, TextPieces
 from luthier.engines.sampling import Chooser
 from luthier.errors import RequestError
-from luthier.models.families import FAMILIES
 from luthier.models.load import read_config
+from luthier.models.senses.base import kinds_read
 from luthier.models.toys import build_toy
 from luthier.recipe_model import ModelConfig
 from luthier.rundir import RunDir
@@ -33,7 +33,7 @@ class TorchChat:
     """A `ChatEngine` over the chat models among `models`; a base is loaded when it is first asked.
 
     Asked from two threads at once, the second waits until the first answer is whole or its iterator closed. Where the
-    base sees and hears (Phi-4-multimodal) a question may hold pictures or sound.
+    base sees or hears, a question may hold pictures, sound and videos (films).
     """
 
     def __init__(self, models: Sequence[ServedModel], threads: int = 0) -> None:
@@ -129,10 +129,9 @@ def _key(settings: ModelConfig) -> str:
 
 
 def _reads(settings: ModelConfig) -> tuple[str, ...]:
-    """What a question to this base may hold. Quantised encoders make other vectors than those that were learned."""
+    """What a question to this base may hold, beside videos, which clients cannot send."""
     if settings.base.startswith("toy:"):
         config = build_toy(settings.base)[0].config
     else:
         config = read_config(settings.base, settings.revision or None)
-    media = ("image", "audio") if config.model_type in FAMILIES and not settings.quantization else ()
-    return ("text", *media)
+    return ("text", *(kind for kind in kinds_read(config.model_type) if kind != "video"))

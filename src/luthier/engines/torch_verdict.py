@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from luthier.assess.calibration import calibrate
 from luthier.data.mediasource import DecodedMedia, Film
-from luthier.engines.base import Recording, ServedModel, Verdict, Zone
+from luthier.engines.base import Recording, ServedModel, Sight, Verdict, Zone
 from luthier.engines.finding import model_called, run_recipes
 from luthier.engines.threads import answering_threads
 from luthier.errors import CheckpointError
@@ -41,7 +41,7 @@ from luthier.schema import Part, PartType, canonical
 from luthier.stages.prepare import build_model
 
 _TOGETHER = 32
-"""Recordings whose features are held at once: of a minute each some 60 MB."""
+"""Media whose features are held at once: of a minute each some 60 MB."""
 _HAIR = 1e-9
 _NAMES = {"audio": "a recording", "image": "a picture", "video": "a video"}
 
@@ -64,8 +64,8 @@ class TorchVerdict:
     def models(self) -> list[ServedModel]:
         return list(self._models.values())
 
-    def judge(self, model: str, recordings: Sequence[Recording], question: str) -> list[Verdict]:
-        """One verdict a recording, in order; one that cannot be judged says why.
+    def judge(self, model: str, shown: Sequence[Recording | Sight], question: str) -> list[Verdict]:
+        """One verdict each, in order; what cannot be judged says why.
 
         Raises RequestError for a model that is not there or does not fit its base, CheckpointError for a broken one.
         """
@@ -73,7 +73,7 @@ class TorchVerdict:
         with self._lock:
             base = self._base(chosen)
             base.put_on(chosen)
-            parts = [recordings[i : i + _TOGETHER] for i in range(0, len(recordings), _TOGETHER)]
+            parts = [shown[i : i + _TOGETHER] for i in range(0, len(shown), _TOGETHER)]
             return [verdict for part in parts for verdict in base.judge(part, question)]
 
     def zone(self, model: str) -> Zone | None:
@@ -127,10 +127,12 @@ class _VerdictBase:
         self._zone = find_zone(_stage(model), self._scale) if folder == final else None
         self._on = model.id
 
-    def judge(self, recordings: Sequence[Recording], question: str) -> list[Verdict]:
-        """Some recordings in one go, as far as they can be judged."""
+    def judge(self, shown: Sequence[Recording | Sight], question: str) -> list[Verdict]:
+        """Some in one go, as far as they can be judged."""
         found: dict[str, Verdict] = {}
-        media: dict[str, Any] = {str(place): one.wave for place, one in enumerate(recordings)}
+        media: dict[str, Any] = {
+            str(place): one.wave if isinstance(one, Recording) else one.medium for place, one in enumerate(shown)
+        }
         for place, medium in list(media.items()):
             if _kind(medium) != self._judges:
                 error = f"it is {_NAMES[_kind(medium)]}, and this stage judges {_NAMES[self._judges]}"
@@ -145,7 +147,7 @@ class _VerdictBase:
                 sights = self._sights(Path(scratch), media)
                 spelled = sights.prepare(Part(_kind(medium), media=place) for place, medium in media.items())
                 found |= self._judged(sights, spelled, question)
-        return [replace(found[str(place)], name=one.name) for place, one in enumerate(recordings)]
+        return [replace(found[str(place)], name=one.name) for place, one in enumerate(shown)]
 
     def _judged(self, features: Features, spelled: Mapping[str, Spelled], question: str) -> dict[str, Verdict]:
         """The verdict of each medium by its place, or the reason why there is none."""

@@ -6,7 +6,7 @@ Rows are packed or padded as it suits; neither their company nor the number of p
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -49,7 +49,7 @@ def answer_losses(
     weight_R = np.zeros(len(lessons))
     training = model.training
     model.eval()
-    passes = devices.share(in_order(lessons, layout))
+    passes = devices.share(in_order(lessons, replace(layout, alone_beyond=model.alone_beyond)))
     losses = partial(_losses, model, lessons, layout, devices, supply)
     for rows in progress(passes, label, len(passes)):
         for row, loss in zip(rows, losses(rows), strict=True):

@@ -104,7 +104,7 @@ class Generator:
 
     def _parts(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
         """Prompts of like length together."""
-        alone = set() if self.supply is None else apart(adapters.bare(self.model), prompts, decoding.max_new_tokens)
+        alone = apart(adapters.bare(self.model), prompts, decoding.max_new_tokens)
         order = sorted(set(range(len(prompts))) - alone, key=lambda i: len(prompts[i]))
         parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         return [*parts, *([place] for place in sorted(alone))]

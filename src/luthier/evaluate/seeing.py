@@ -14,11 +14,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from luthier.models.head import Head
-from luthier.models.senses.spelling import placed
+from luthier.models.senses.laying import decoder_given, lay
 from luthier.models.senses.supply import Medium, Supply
 from luthier.models.tree_reading import stretches_beyond
 
@@ -111,25 +110,15 @@ class _Reading:
 
     def states(self) -> torch.Tensor:
         """(B, L, D) the decoder's last states over the prompts."""
-        ids_BL, position_PBL = self._laid()
-        slot_BL = np.isin(ids_BL, list(self.senses.slot_ids.values()))
-        media = [medium for prompt in self.asked for medium in prompt.media]
-        seen_M = np.repeat([medium.kind != "audio" for medium in media], [medium.slots for medium in media])
-        seen_BL = slot_BL.copy()
-        seen_BL[slot_BL] = seen_M
-        ids_BL[slot_BL] = self.reader.pad  # some slot ids lie beyond the embedding
-        embeds_BLD = self.embedding(torch.from_numpy(ids_BL).to(self.device))
+        rows = [(prompt.ids, prompt.media) for prompt in self.asked]
+        laid = lay(self.senses, rows, self.reader.pad, left=True)
         vectors_KMD = None
-        if media:
-            batch = self.reader.supply.batch(media).to(self.device)
+        if laid.media:
+            batch = self.reader.supply.batch(laid.media).to(self.device)
             vectors_KMD = batch.vectors(self.senses, self.reader.model)
-        if vectors_KMD is not None:
-            place_M = torch.from_numpy(np.flatnonzero(slot_BL)).to(self.device)
-            rows_MD = vectors_KMD[0].to(embeds_BLD.dtype)
-            embeds_BLD = embeds_BLD.flatten(0, 1).index_copy(0, place_M, rows_MD).view_as(embeds_BLD)
-        seen = torch.from_numpy(seen_BL).to(self.device)
-        more = self.senses.decoder_inputs(self.reader.model, embeds_BLD, seen, vectors_KMD, self.mask_BL)
-        return self._decode(embeds_BLD, torch.from_numpy(position_PBL).to(self.device), **more)
+        given = decoder_given(self.senses, self.reader.model, laid, vectors_KMD, self.mask_BL)
+        positions = given.pop("position_ids")
+        return self._decode(given.pop("inputs_embeds"), positions if positions.ndim == 3 else positions[None], **given)
 
     def told(self, next_B: torch.Tensor) -> torch.Tensor:
         """(B, V) logits of the token after these."""
@@ -152,16 +141,3 @@ class _Reading:
         self.cache = found.past_key_values
         states_BLD: torch.Tensor = found.last_hidden_state
         return states_BLD
-
-    def _laid(self) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
-        """(B, L) ids and (P, B, L) positions, padded on the left."""
-        ids_BL = np.full((len(self.asked), self.width), self.reader.pad, dtype=np.int64)
-        positions = []
-        for row, prompt in enumerate(self.asked):
-            ids_L = np.asarray(prompt.ids, dtype=np.int64)
-            ids_BL[row, self.width - len(ids_L) :] = ids_L
-            positions.append(self.senses.positions(ids_L, placed(prompt.media)))
-        position_PBL = np.zeros((len(positions[0]), *ids_BL.shape), dtype=np.int64)
-        for row, position_PL in enumerate(positions):
-            position_PBL[:, row, self.width - position_PL.shape[1] :] = position_PL
-        return ids_BL, position_PBL

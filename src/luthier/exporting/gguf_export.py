@@ -23,6 +23,7 @@ from luthier.exporting.gguf_file import write_gguf
 from luthier.exporting.kinds import ExportRequest, Subject
 from luthier.exporting.merged import merge, merged_dtype
 from luthier.exporting.receipt import ANSWER_TOKENS, Questions, Readings, compare, not_run, trainer_readings
+from luthier.exporting.sight import refuse_eyes
 from luthier.files import read_json
 from luthier.models import adapters
 from luthier.models.text_base import load_text_base
@@ -80,6 +81,7 @@ def refuse_adapter_gguf(request: ExportRequest, subject: Subject) -> None:
     """Raise RequestError for an adapter that no GGUF can say, from its settings alone."""
     if not subject.of_text:
         raise RequestError("--to gguf: llama.cpp has no read-out of verdicts", "export --to adapter or --to space")
+    refuse_eyes(subject, request.to)
     problem = adapter_gguf_problem(adapters.read(subject.folder / adapters.CONFIG))
     if problem:
         raise RequestError(f"--what adapter: {problem}", "ship it merged: leave out --what adapter")

@@ -9,7 +9,6 @@ packed weights without rounding it away. Models that judge are merged in `verdic
 from __future__ import annotations
 
 import gc
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from luthier.errors import LuthierError, RequestError
 from luthier.exporting.gguf_check import sample_texts
 from luthier.exporting.kinds import Subject
 from luthier.exporting.receipt import Questions, Readings, max_gap, read, reloaded
+from luthier.exporting.sight import fill_processors, refuse_eyes
 from luthier.models import adapters, quantized
 from luthier.models.chat import ChatTemplate
 from luthier.models.load import DTYPES, auto_class, read_config
@@ -26,7 +26,6 @@ from luthier.runtime.devices import Devices
 
 SHARD = "4GB"
 TEXTS = 300
-PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 LIMITS = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.5}
 """The largest logit gap that rounding explains: weights and activations of bfloat16 have 8 bits of precision, those of
 float16 have 11, and logits of published models reach some 30."""
@@ -89,6 +88,8 @@ def refuse_merge(subject: Subject, to: str) -> None:
             f"--to merged: the {task.readout} read-out is a head outside the model, which no transformers class has",
             mend,
         )
+    if to != "merged":
+        refuse_eyes(subject, to)
 
 
 def merged_dtype(subject: Subject, wanted: str) -> str:
@@ -122,10 +123,11 @@ def merge(
     ends = _ends(model, tokenizer)
     model = model.merge_and_unload().to(DTYPES[dtype])
     model.generation_config = ends
+    vars(model.config).pop("auto_map", None)  # it names code that does not go along
     model.name_or_path = model.config.name_or_path = ""  # places on this machine are nobody's business
     model.save_pretrained(str(out), max_shard_size=SHARD)
     tokenizer.save_pretrained(str(out))
-    fill_processors(settings.base, settings.revision, out)
+    fill_processors(settings, out)
     model = None
     gc.collect()
     said, words = read_merged(out, asked, dtype, ours, tokenizer)
@@ -138,17 +140,6 @@ def merge(
             f"merge with --dtype float32, or take it as it is: --allow-gap {found.gap * 1.01:.3g}",
         )
     return found
-
-
-def fill_processors(base: str, revision: str, out: Path) -> None:
-    """Put the settings of a base's processors of media beside its merged weights, as they are published."""
-    from transformers.utils import cached_file
-
-    where = {"revision": None if Path(base).is_dir() else revision or None}
-    for name in () if base.startswith("toy:") else PROCESSORS:
-        found = cached_file(base, name, _raise_exceptions_for_missing_entries=False, **where)
-        if found:
-            shutil.copyfile(found, out / name)
 
 
 def read_merged(

@@ -16,6 +16,7 @@ from luthier.console import say
 from luthier.errors import RequestError
 from luthier.exporting.adapter import about, tell
 from luthier.exporting.kinds import ExportRequest, Subject, base_name, is_place, named_subject
+from luthier.exporting.sight import eyes_in_space, refuse_eyes
 from luthier.exporting.spacefiles import front_matter, requirements
 from luthier.exporting.spacemodels import chat_settings, ggufs, judges, name_of, sources
 from luthier.files import atomic_folder, write_json, write_text
@@ -26,8 +27,8 @@ MOST_BASE_BYTES = 200 * 2**20
 """Of a base that is put into the Space, where no hub has it."""
 _BASE_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 _APPS = {
-    "chat": {"app.py": "chat_app.py", "engine.py": "chat_torch.py"},
-    "gguf": {"app.py": "chat_app.py", "engine.py": "chat_gguf.py"},
+    "chat": {"app.py": "chat_app.py", "engine.py": "chat_torch.py", "picture.py": "picture.py"},
+    "gguf": {"app.py": "chat_app.py", "engine.py": "chat_gguf.py", "picture.py": "picture.py"},
     "verdict": {"app.py": "verdict_app.py", "engine.py": "verdict_torch.py"},
 }
 _SHARED = {"files.py": "files.py", "sound.py": "sound.py"}
@@ -44,6 +45,9 @@ def export_space(request: ExportRequest, subject: Subject, out: Path) -> dict[st
     if kind == "verdict" and request.type:
         raise RequestError("--type: llama.cpp has no read-out of verdicts", "leave --type out")
     notes: list[str] = []
+    if kind == "gguf":
+        refuse_eyes(subject, "space --type")
+    eyes = eyes_in_space(subject, notes) if kind == "chat" else ""
     with atomic_folder(out, about(subject, "space")) as folder:
         for name, template in {**_APPS[kind], **_SHARED}.items():
             shutil.copyfile(TEMPLATES / template, folder / name)
@@ -61,17 +65,23 @@ def export_space(request: ExportRequest, subject: Subject, out: Path) -> dict[st
         if kind == "verdict":
             settings["models"] = judges(request, subjects, folder, notes)
         else:
-            settings |= chat_settings(subject)
+            settings |= {**chat_settings(subject), "sees": bool(eyes), "question": _first_question(subject)}
             settings["models"] = [said for _, said in sources(request, subjects, folder, notes)]
         if kind == "gguf":
             settings |= ggufs(request, subjects, folder, settings["models"], notes)
         settings["heading"] = _heading(settings, kind)
         write_json(folder / "space.json", settings)
-        write_text(folder / "requirements.txt", requirements(kind, request.zero_gpu))
+        write_text(folder / "requirements.txt", requirements(kind, request.zero_gpu, eyes))
         write_text(folder / "README.md", front_matter(settings, kind) + _readme(settings, notes))
     tell(out, notes)
     say(f"try it: cd {out}, pip install -r requirements.txt, python app.py; or upload it to a Space of the hub")
     return {"export": str(out), "to": "space", "kind": kind, "notes": notes, "models": settings["models"]}
+
+
+def _first_question(subject: Subject) -> str:
+    """What stands in the box when the page is opened: the question that a run was tuned on, where it was one."""
+    task = subject.recipe.task
+    return task.describe.prompt if task.kind == "describe" else ""
 
 
 def _refuse_strangers(subjects: Sequence[Subject]) -> None:

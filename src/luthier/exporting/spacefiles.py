@@ -27,21 +27,27 @@ _TORCH = ("peft>=0.21,<1", "safetensors>=0.6")
 _GPU_TORCH = ("torch>=2.10,<2.12", "spaces>=0.40")
 """The versions that a host of lent GPUs has."""
 _WHISPER = "faster-whisper>=1.2"
+_PILLOW = "pillow>=11.3"
+_MORE = {"smolvlm": ("num2words>=0.5.14",)}
+"""What transformers' processor of an architecture asks for."""
 _GGUF = (
     "# Comes as source alone: building it takes a host of two processors some ten minutes, once.",
     "llama-cpp-python>=0.3.30",
 )
 
 
-def requirements(kind: str, zero_gpu: bool) -> str:
-    """requirements.txt of a Space: kind is chat, gguf or verdict."""
+def requirements(kind: str, zero_gpu: bool, eyes: str = "") -> str:
+    """requirements.txt of a Space: kind is chat, gguf or verdict; `eyes` is the architecture of a base that sees."""
     lines = list(_HEAD)
     if kind == "gguf":
         lines += _GGUF
     else:
         lines += [*_TORCH, *(_GPU_TORCH if zero_gpu else ("torch>=2.10",))]
     if kind != "verdict":
-        lines.append(_WHISPER)
+        lines += [_WHISPER, _PILLOW]
+    if eyes:
+        lines.append("torchvision>=0.25,<0.27" if zero_gpu else "torchvision>=0.25")
+        lines += _MORE.get(eyes, ())
     return "\n".join(lines) + "\n"
 
 

@@ -165,12 +165,19 @@ class Layout:
     micro_tokens: int = 0
     packed: bool = True
     pad_id: int = 0
+    alone_beyond: int = 0
+    """Rows of more tokens lie alone, for they move the positions of what is read with them: see
+    `tree_reading.stretches_beyond`. 0: no row does."""
 
     def suited(self, lessons: Lessons, supply: Supply | None) -> Layout:
         """Padded where tokens of a picture attend both ways, which attention to packed rows does not know."""
         if supply is None or supply.senses.keeps_causal or not lessons.media_count:
             return self
         return replace(self, packed=False)
+
+    def alone(self, length: int) -> bool:
+        """Whether a row of so many tokens shares no pass."""
+        return 0 < self.alone_beyond < length
 
 
 class ChatFeed(Feed):
@@ -251,18 +258,20 @@ class ChatFeed(Feed):
         """Rows in forward passes: at most so many rows, and tokens where they are limited; longest rows first then."""
         most_rows = max(1, self.layout.micro_rows >> halvings)
         most_tokens = self.layout.micro_tokens >> halvings
-        if not self.layout.micro_tokens:
-            return [list(rows[at : at + most_rows]) for at in range(0, len(rows), most_rows)]
         lengths = {row: int(self.lessons.starts[row + 1] - self.lessons.starts[row]) for row in rows}
+        alone = [[row] for row in rows if self.layout.alone(lengths[row])]
+        rest = [row for row in rows if not self.layout.alone(lengths[row])]
+        if not self.layout.micro_tokens:
+            return [*alone, *(rest[at : at + most_rows] for at in range(0, len(rest), most_rows))]
         groups: list[list[int]] = []
-        for row in sorted(rows, key=lambda row: -lengths[row]):  # first fit decreasing: few passes, none too large
+        for row in sorted(rest, key=lambda row: -lengths[row]):  # first fit decreasing: few passes, none too large
             fitting = (g for g in groups if len(g) < most_rows and self._room(g, row, lengths) <= most_tokens)
             group = next(fitting, None)
             if group is None:
                 groups.append([row])
             else:
                 group.append(row)
-        return groups
+        return [*alone, *groups]
 
     def _room(self, group: Sequence[int], row: int, lengths: dict[int, int]) -> int:
         """Tokens that a pass takes with one more row, padding included."""
@@ -284,7 +293,7 @@ def in_order(lessons: Lessons, layout: Layout) -> list[list[int]]:
         last = passes[-1] if passes else []
         wanted = taken + length if layout.packed else length * (len(last) + 1)
         fits = len(last) < layout.micro_rows and (not layout.micro_tokens or wanted <= layout.micro_tokens)
-        if last and fits:
+        if last and fits and not layout.alone(length):
             last.append(row)
             taken = wanted
         else:

@@ -24,6 +24,7 @@ from luthier.models.losses import Loss
 from luthier.models.senses.base import Senses
 from luthier.models.text_base import BaseFacts
 from luthier.models.token_loss import TokenTargets, token_cross_entropy
+from luthier.models.tree_reading import stretches_beyond
 
 
 class ChatModel(Learner):
@@ -41,6 +42,8 @@ class ChatModel(Learner):
         text = adapters.bare(language_model).config.get_text_config()
         self.keeps_rows = text._attn_implementation == ATTENTION
         """Whether attention was told to keep rows apart (`use_packed_attention`); else rows must be padded."""
+        self.alone_beyond = stretches_beyond(text) or 0
+        """By `Layout.alone_beyond`."""
 
     def train(self, mode: bool = True) -> ChatModel:
         """As of any module; encoders and projectors that are not tuned stay in evaluation mode."""

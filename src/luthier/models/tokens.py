@@ -68,6 +68,12 @@ def _begin(weight: torch.Tensor, rows: list[int], like: list[int] | slice, seed:
             weight[index] = (mean + scale * noise).to(weight.dtype)
 
 
+def name_text_tokens(tokenizer: Any, names: list[str]) -> None:
+    """Make names tokens of a chat's tokenizer: what reads with it then has the ids of a run, without its base."""
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([name for name in names if name not in known], special_tokens=True)
+
+
 def add_text_tokens(base: TextBase, names: list[str], seed: int) -> dict[str, int]:
     """Add tokens to a chat base and return name -> id. A name that the tokenizer has already keeps id and row.
 
@@ -76,7 +82,7 @@ def add_text_tokens(base: TextBase, names: list[str], seed: int) -> dict[str, in
     then trained and saved with the adapter, and whoever loads it resizes the base to as many rows first.
     """
     known = base.tokenizer.get_vocab()
-    base.tokenizer.add_tokens([name for name in names if name not in known], special_tokens=True)
+    name_text_tokens(base.tokenizer, names)
     ids = {name: int(base.tokenizer.convert_tokens_to_ids(name)) for name in names}
     before = base.model.get_input_embeddings().weight.shape[0]
     if ids and max(ids.values()) >= before:

@@ -98,11 +98,9 @@ def write_toy(name: str, folder: Path, seed: int = 0) -> None:
 
     Plain transformers loads it back equal. Raises RequestError for an unknown name.
     """
-    model, tokenizer, extractor = build_toy(name, seed)
-    eyes = toy_processors(name) if TOYS[name].sight else ()
-    for part in (model, tokenizer, extractor, *eyes):
-        if part is not None:
-            part.save_pretrained(str(folder))
+    model, tokenizer, _ = build_toy(name, seed)
+    for part in (model, tokenizer, *toy_processors(name)):
+        part.save_pretrained(str(folder))
 
 
 def toy_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -111,8 +109,10 @@ def toy_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def toy_processors(name: str) -> tuple[Any, ...]:
-    """The processors of a twin that sees, of pictures first. Raises RequestError."""
+    """The processors of a twin's media, of pictures first; none where it reads text alone. Raises RequestError."""
     toy = _find(name)
+    if not toy.sight:
+        return (Phi4MultimodalFeatureExtractor(),) if toy.hears else ()
     found: tuple[Any, ...] = importlib.import_module(toy.sight).processors(toy.model_type)
     return found
 

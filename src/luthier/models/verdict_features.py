@@ -9,7 +9,7 @@ Shapes: S vectors of a medium, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class SeenFeatures:
 
     def _spelled(self, part: Part) -> Spelling:
         """As in a chat: a video as its frames, each after its time."""
-        told = self.speller.told([Message("user", (part,))], self.template)
+        told = self.speller.told([Message("user", (part,))], replace(self.template, takes_parts=False))
         text = self.speller.spell(told.messages[0].text, told).text
         ids = self.template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         self.speller.check(ids, told.media)

@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.outcome import figures
+from luthier.outcome import cardseen, figures
 from luthier.outcome.pagerecords import Json
 from luthier.recipe import Recipe, repository_id
 
 _MARKS = re.compile(r"([\\`*_\[\]<>|#!~$])")
 _PERCENT = ("accuracy", "borderline.accuracy", "closer", "majority")
+_JOBS = {
+    (True, False): "that judges recordings: pass or fail, with its probability",
+    (False, False): "that answers in chats",
+    (False, True): "that answers in chats, of pictures too",
+}
+"""What a model does, by whether it judges and whether it sees."""
 _HASHED = ("template_sha256", "tokenizer_sha256", "adapter_sha256")
 
 
@@ -42,6 +48,16 @@ class Told:
     @property
     def verdict(self) -> bool:
         return not self.recipe.task.of_text
+
+    @property
+    def describes(self) -> bool:
+        return self.recipe.task.kind == "describe"
+
+    @property
+    def sees(self) -> bool:
+        """Whether a picture belongs into the example; by the task where the record names no architecture."""
+        known = self.stage.get("architecture")
+        return known in cardseen.SEEING if known else self.describes
 
     @property
     def base(self) -> str:
@@ -71,7 +87,7 @@ def what_part(told: Told) -> str:
     recipe, model = told.recipe, told.recipe.model
     how = "every weight tuned" if model.tuning == "full" else f"LoRA of rank {model.lora.r}, alpha {model.lora.alpha}"
     kind = {"adapter": "An adapter", "quantized": "A quantised model"}.get(told.relation, "A model")
-    job = "that judges recordings: pass or fail, with its probability" if told.verdict else "that answers in chats"
+    job = "that describes pictures in a fixed form" if told.describes else _JOBS[told.verdict, told.sees]
     base = f"`{_code(told.base)}`" if told.base else f"{plain(_local(model.base))}, which is on no hub"
     revision = f" (revision `{_code(model.revision)}`)" if model.revision and told.base else ""
     trained = told.stage.get("trained", told.stage)
@@ -95,20 +111,46 @@ def use_part(told: Told) -> str:
     model = told.recipe.model
     revision = f', revision="{_code(model.revision)}"' if model.revision and told.base else ""
     adapter = told.relation == "adapter"
-    base = f'"{_code(told.base or "BASE")}"{revision}' if adapter else f'"{told.place}"'
+    place = f'"{told.place}"'
+    base = f'"{_code(told.base or "BASE")}"{revision}' if adapter else place
+    if told.sees:
+        prompt = told.recipe.task.describe.prompt if told.describes else "..."
+        known = str(told.stage.get("architecture", ""))
+        lines = cardseen.code(known, base, place, prompt, adapter=adapter, grown=bool(model.added_tokens))
+    else:
+        lines = _text_code(base, place, adapter=adapter, grown=bool(model.added_tokens))
+    return "## How to use it\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _text_code(base: str, place: str, *, adapter: bool, grown: bool) -> list[str]:
     lines = [
         "from peft import PeftModel" if adapter else "",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'tokenizer = AutoTokenizer.from_pretrained("{told.place}")',
+        f"tokenizer = AutoTokenizer.from_pretrained({place})",
         f"model = AutoModelForCausalLM.from_pretrained({base})",
-        "model.resize_token_embeddings(len(tokenizer))" if adapter and model.added_tokens else "",
-        f'model = PeftModel.from_pretrained(model, "{told.place}").eval()' if adapter else "",
+        "model.resize_token_embeddings(len(tokenizer))" if adapter and grown else "",
+        f"model = PeftModel.from_pretrained(model, {place}).eval()" if adapter else "",
         'chat = [{"role": "user", "content": "..."}]',
         'ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
         "answer = model.generate(**ids, max_new_tokens=200)",
         'print(tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
-    return "## How to use it\n\n```python\n" + "\n".join(line for line in lines if line) + "\n```"
+    return [line for line in lines if line]
+
+
+def form_part(told: Told) -> str:
+    """What a model that describes is asked, and the form of its answers."""
+    if not told.describes:
+        return ""
+    settings = told.recipe.task.describe
+    fields = ", ".join(f"{plain(name)} ({kind})" for name, kind in settings.kinds.items())
+    lines = [
+        f"It is asked: “{plain(settings.prompt)}”",
+        f"It answers in this form: “{plain(settings.template)}”",
+        f"Its fields: {fields}. An answer in any other form counts as wrong in every field.",
+        "`luthier predict RUN picture.jpg` asks so, and reads the fields.",
+    ]
+    return "## How it describes\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def reading_part(told: Told) -> str:
@@ -186,8 +228,11 @@ def headline(scores: Json) -> list[tuple[str, Json]]:
 
 def scores_part(told: Told) -> str:
     """Held-out scores with their intervals."""
+    described = cardseen.score_table(told.scores, told.recipe.task.describe) if told.describes else ()
     rows = ["| Score | Value | 95% interval | n |", "|---|---|---|---|"]
     for name, figure in headline(told.scores):
+        if described and not cardseen.of_losses(name):
+            continue
         show: Callable[[Any], str] = figures.percent if name in _PERCENT else _four
         span = "–" if figure["low"] is None else f"{show(figure['low'])} to {show(figure['high'])}"
         rows.append(f"| {plain(name)} | {show(figure['value'])} | {span} | {figures.count(figure['n'])} |")
@@ -195,7 +240,7 @@ def scores_part(told: Told) -> str:
         return ""
     tested = ", ".join(plain(name) for name in told.recipe.data.test) or "rows held back for validation"
     group = " Intervals are bootstrapped over speakers." if told.verdict else ""
-    return f"## Scores\n\nOn {tested}, never trained on.{group}\n\n" + "\n".join(rows)
+    return "\n\n".join([f"## Scores\n\nOn {tested}, never trained on.{group}", *described, "\n".join(rows)])
 
 
 def receipt_part(receipt: Mapping[str, Any] | None) -> str:

@@ -7,7 +7,7 @@ tracker is shown too: some drawn by chance, the worst, and answers that are not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def part(records: Records, base: str, settings: Json, scores: Json, seed: int) -
     return {
         "prompt": settings.get("prompt"),
         "template": settings.get("template"),
-        "rows": _rows(scores, kinds),
+        "rows": score_rows(scores, kinds),
         "n": len(lines),
         "charts": [
             (name, Markup(describecharts.ratio_chart(f"{name}: answer / truth", list(_ratios(lines, name)))))
@@ -123,7 +123,7 @@ def _pictures(records: Records, ids: set[str]) -> dict[str, str]:
     return found
 
 
-def _rows(scores: Json, kinds: dict[str, str]) -> list[Json]:
+def score_rows(scores: Json, kinds: Mapping[str, str]) -> list[Json]:
     """Lines of the table of scores, in the order of the fields."""
     wanted = [("", "unparseable")] + [(name, score) for name in kinds for score in WORDS if score != "unparseable"]
     found = []

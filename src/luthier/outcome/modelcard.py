@@ -18,6 +18,8 @@ from luthier.outcome.pagerecords import Json, Records
 from luthier.recipefile import read_tree, resolve, stage_recipes
 
 _LIBRARY = {"adapter": "peft", "quantized": "gguf"}
+_BESIDE = ("before.", "gain.", "constant.", "over_constant.")
+"""Scores of what the model is held against."""
 
 
 def model_card(stage: Path, repo: str = "", relation: str = "adapter", receipt: Mapping[str, Any] | None = None) -> str:
@@ -32,6 +34,7 @@ def model_card(stage: Path, repo: str = "", relation: str = "adapter", receipt: 
         cardparts.what_part(told),
         cardparts.use_part(told),
         cardparts.reading_part(told),
+        cardparts.form_part(told),
         cardparts.data_part(told),
         cardparts.scores_part(told),
         told.exams,
@@ -53,7 +56,7 @@ def front_matter(stage: Path, told: Told) -> str:
         base_model=told.base or None,
         base_model_relation=told.relation if told.base else None,
         library_name=_LIBRARY.get(told.relation, "transformers"),
-        pipeline_tag="audio-classification" if told.verdict else "text-generation",
+        pipeline_tag=_task(told),
         license=recipe.publish.license or None,
         datasets=hubs or None,
         tags=["luthier", recipe.task.kind, tuning],
@@ -63,6 +66,13 @@ def front_matter(stage: Path, told: Told) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 
+def _task(told: Told) -> str:
+    """The hub's word for what the model does."""
+    if told.verdict:
+        return "audio-classification"
+    return "image-text-to-text" if told.sees else "text-generation"
+
+
 def _results(stage: Path, told: Told) -> list[Any]:
     """model-index: the scores, and each exam. An interval has no key there, so it stands in the metric's name."""
     from huggingface_hub.repocard_data import EvalResult
@@ -70,7 +80,7 @@ def _results(stage: Path, told: Told) -> list[Any]:
     def result(name: str, place: str, figure: Json, title: str) -> Any:
         interval = "" if figure["low"] is None else f", 95% interval {figure['low']:.4g} to {figure['high']:.4g}"
         return EvalResult(
-            task_type="audio-classification" if told.verdict else "text-generation",
+            task_type=_task(told),
             dataset_type=place,
             dataset_name=title,
             dataset_split="test",
@@ -82,7 +92,7 @@ def _results(stage: Path, told: Told) -> list[Any]:
     tested = told.recipe.data.test
     hubs = told.hubs(tested)
     title, place = ", ".join(tested) or "held-out rows", hubs[0] if len(hubs) == 1 else "private"
-    own = [one for one in headline(told.scores) if not one[0].startswith(("before.", "gain."))]
+    own = [one for one in headline(told.scores) if not one[0].startswith(_BESIDE)]
     found = [result(name, place, figure, title) for name, figure in own]
     for view in of_stage(Records(stage)):
         if view.picked:

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from luthier.engines.base import ChatRequest, Piece, ServedModel
+from luthier.serve import describing
 from luthier.serve.openai_words import ChatAsked, chunk, completion, conversation, usage
 from luthier.serve.replies import Desk, as_api_error, cut_off, find_model, json_response, no_model, sse
 from luthier.serve.services import Services
@@ -44,11 +45,15 @@ def chat_routes(services: Services, desk: Desk) -> APIRouter:
         _check_whole(pieces[-1] if pieces else None)
         return json_response(completion(identity, "".join(piece.text for piece in pieces), pieces[-1]))
 
+    def told(model: ServedModel) -> dict[str, Any]:
+        described = services.describes.get(model.id)
+        return _told(model, started) | ({"describes": describing.told(described)} if described else {})
+
     async def models() -> Response:
-        return json_response({"object": "list", "data": [_told(model, started) for model in _served(services)]})
+        return json_response({"object": "list", "data": [told(model) for model in _served(services)]})
 
     async def model(model_id: str) -> Response:
-        return json_response(_told(find_model(_served(services), model_id), started))
+        return json_response(told(find_model(_served(services), model_id)))
 
     async def health() -> Response:
         kinds = [served.kind for served in _served(services)]

@@ -19,7 +19,7 @@ from luthier.data.picturefiles import picture_kind
 from luthier.engines.base import ChatEngine, ChatRequest
 from luthier.errors import LuthierError, RequestError
 from luthier.schema import Message, Part
-from luthier.serve import look, talk
+from luthier.serve import describing, look, talk
 from luthier.serve.answers import Answer, Answers, follow
 from luthier.serve.assistant_parts import Given, Parts
 from luthier.serve.pagefiles import taken
@@ -47,7 +47,7 @@ class _Page(Parts):
     """The functions behind the components."""
 
     def __init__(self, services: Services, engine: ChatEngine, answers: Answers) -> None:
-        super().__init__(services.settings.limits, engine.models())
+        super().__init__(services.settings.limits, engine.models(), services.describes)
         self.services = services
         self.store = services.store
         self.answers = answers
@@ -80,7 +80,12 @@ class _Page(Parts):
         press(self.talks.focus, self.listed, {self.visitor}, [self.talks, self.line])
         press(self.forget.click, self.forgotten, {self.visitor, self.talk_id}, everything)
         press(self.export.click, self.exported, {self.visitor, self.talk_id}, [self.links, self.line])
-        press(self.settings.model.change, self.told, {self.settings.model}, [self.add, self.reads, self.line])
+        press(
+            self.settings.model.change,
+            self.told,
+            {self.settings.model, self.box},
+            [self.add, self.reads, self.box, self.line],
+        )
 
     # Opening conversations
 
@@ -126,7 +131,8 @@ class _Page(Parts):
             **self._as_before(),
             **panel,
             **self._about(model),
-            self.turns: talk.transcript(found, self.thumb),
+            self.box: "" if found else self.prompt_of(model),
+            self.turns: self._shown(found),
             self.line: look.said(""),
             self.talk_id: found.id if found else "",
             self.talks: gr.Dropdown(choices=self._talks(owner), value=found.id if found else None),
@@ -209,7 +215,7 @@ class _Page(Parts):
             return
         for _ in follow(answer):
             yield {
-                self.turns: talk.transcript(found, self.thumb, answer.texts[0]),
+                self.turns: self._shown(found, answer.texts[0]),
                 self.line: look.said("Answering …" if answer.texts[0] else "Waiting for its turn …"),
                 self.send: gr.Button(visible=False),
                 self.stop: gr.Button(visible=True),
@@ -219,11 +225,16 @@ class _Page(Parts):
 
     def _at_rest(self, found: Conversation | None) -> Given:
         return {
-            self.turns: talk.transcript(found, self.thumb),
+            self.turns: self._shown(found),
             self.send: gr.Button(visible=True),
             self.stop: gr.Button(visible=False),
             self.retry: gr.Button(visible=found is not None),
         }
+
+    def _shown(self, found: Conversation | None, writing: str | None = None) -> str:
+        """The conversation; under answers of a model that describes, the fields that they hold."""
+        described = self.describes.get(found.model) if found else None
+        return talk.transcript(found, self.thumb, writing, describing.reader(described) if described else None)
 
     def stopped(self, given: Given) -> Given:
         """The answer ends where it is; what was written stays."""
@@ -302,8 +313,10 @@ class _Page(Parts):
     # Small things
 
     def told(self, given: Given) -> Given:
-        """What the chosen model reads."""
-        return self._about(given[self.settings.model])
+        """What the chosen model reads, and is asked: its prompt takes the place of another model's, or of nothing."""
+        model, box = given[self.settings.model], look.typed(given[self.box])
+        own = {"", *map(self.prompt_of, self.describes)}
+        return self._about(model) | ({self.box: self.prompt_of(model)} if box in own else {})
 
     def _about(self, id: str) -> Given:
         model = self.models.get(id)

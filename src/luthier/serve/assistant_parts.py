@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import gradio as gr
 
 from luthier.engines.base import Sampling, ServedModel
 from luthier.errors import RequestError
+from luthier.recipe_describe import DescribeSettings
 from luthier.serve import look, talk
 from luthier.serve.settings import Limits
 from luthier.serve.store import Conversation
@@ -63,9 +64,16 @@ class Panel:
 class Parts:
     """The components, once `lay_out` was called inside `gr.Blocks`."""
 
-    def __init__(self, limits: Limits, models: Sequence[ServedModel]) -> None:
+    def __init__(
+        self, limits: Limits, models: Sequence[ServedModel], describes: Mapping[str, DescribeSettings]
+    ) -> None:
         self.limits = limits
         self.models = {model.id: model for model in models}
+        self.describes = describes
+
+    def prompt_of(self, model: str) -> str:
+        """The question that this model was tuned on, where it was one; else ""."""
+        return self.describes[model].prompt if model in self.describes else ""
 
     def lay_out(self) -> None:
         """Settings first, so that they come first for a keyboard and above the conversation on a phone."""
@@ -79,7 +87,8 @@ class Parts:
                 self.turns = gr.HTML("", elem_id="transcript", js_on_load=_EDIT_JS, autoscroll=True)
                 self.line = gr.HTML(look.said(""))
                 self.heard_line = gr.HTML("", visible=False)
-                self.box = gr.Textbox(label="Your question", lines=1, max_lines=10, elem_id="question")
+                first = self.prompt_of(next(iter(self.models)))
+                self.box = gr.Textbox(first, label="Your question", lines=1, max_lines=10, elem_id="question")
                 self.consent = gr.Checkbox(
                     False, label="Keep my recording and the mended text as a training row", visible=False
                 )

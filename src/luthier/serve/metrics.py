@@ -18,7 +18,17 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from luthier.engines.base import ChatEngine, ChatRequest, Piece, Recording, ServedModel, Verdict, VerdictEngine, Zone
+from luthier.engines.base import (
+    ChatEngine,
+    ChatRequest,
+    Piece,
+    Recording,
+    ServedModel,
+    Sight,
+    Verdict,
+    VerdictEngine,
+    Zone,
+)
 from luthier.serve.services import Services
 from luthier.serve.speech.base import Transcriber, Transcript
 from luthier.serve.waiting import Waiting
@@ -144,8 +154,8 @@ class _CountedVerdict:
     def models(self) -> list[ServedModel]:
         return self._inner.models()
 
-    def judge(self, model: str, recordings: Sequence[Recording], question: str) -> list[Verdict]:
-        verdicts = self._inner.judge(model, recordings, question)
+    def judge(self, model: str, shown: Sequence[Recording | Sight], question: str) -> list[Verdict]:
+        verdicts = self._inner.judge(model, shown, question)
         for verdict in verdicts:
             passed = "error" if verdict.passed is None else str(verdict.passed).lower()
             self._metrics.verdicts.labels(model, passed).inc()

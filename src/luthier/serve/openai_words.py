@@ -103,12 +103,18 @@ class AudioPart(_Strict):
     input_audio: InputAudio
 
 
+class VideoPart(BaseModel):
+    """Known, to be refused with a sentence."""
+
+    type: Literal["video_url", "input_video", "video"]
+
+
 class Turn(BaseModel):
     """One message. Keys of answers that are sent back (refusal, annotations) may be there; tool calls may not."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]] = Field(
+    content: list[Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]] = Field(
         max_length=_MOST_PARTS
     )
 
@@ -197,7 +203,8 @@ class Decoder(Protocol):
 def conversation(turns: Sequence[Turn], decoder: Decoder) -> tuple[list[schema.Message], dict[str, Any]]:
     """The messages, and the decoded media that they refer to by the sha256 of their bytes.
 
-    Raises ApiError for an address in place of the data itself: no address of a client is ever fetched.
+    Raises ApiError for an address in place of the data itself, for no address of a client is ever fetched, and for
+    videos.
     """
     messages: list[schema.Message] = []
     media: dict[str, Any] = {}
@@ -208,6 +215,8 @@ def conversation(turns: Sequence[Turn], decoder: Decoder) -> tuple[list[schema.M
             if isinstance(part, TextPart):
                 parts.append(schema.Part("text", text=part.text))
                 continue
+            if isinstance(part, VideoPart):
+                raise ApiError(400, "Videos are not taken: send some of its frames as pictures (image_url).", where)
             if isinstance(part, ImagePart):
                 data, kind = _data_of_url(part.image_url.url, where), "image"
             else:

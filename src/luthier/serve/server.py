@@ -74,6 +74,7 @@ def create_server(services: Services, *, pages: bool = True) -> FastAPI:
 def open_services(settings: ServeSettings) -> Services:
     """Engines, ears, store and queue. Raises RequestError for what cannot be served; nothing is left open then."""
     from luthier.engines.finding import find_models
+    from luthier.serve.describing import describing
     from luthier.serve.speech.choose import open_transcriber
     from luthier.serve.store import Store, default_store
     from luthier.serve.uploads import Uploads
@@ -111,6 +112,7 @@ def open_services(settings: ServeSettings) -> Services:
         uploads=Uploads(settings.limits),
         waiting=Waiting(settings.queue_size, settings.per_session),
         store=store,
+        describes=describing(models),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from luthier.engines.base import ChatEngine, VerdictEngine
+from luthier.recipe_describe import DescribeSettings
 from luthier.serve.reports import Reports
 from luthier.serve.settings import ServeSettings
 from luthier.serve.speech.base import Transcriber
@@ -29,6 +31,8 @@ class Services:
     waiting: Waiting
     store: Store
     reports: Reports = field(default_factory=Reports)
+    describes: Mapping[str, DescribeSettings] = field(default_factory=dict)
+    """Models that describe pictures, by id."""
 
     def close(self) -> None:
         """Give back what the parts hold, the queue first; one that fails keeps no other from it."""

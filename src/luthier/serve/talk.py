@@ -17,6 +17,8 @@ from luthier.serve.store import Conversation
 
 Picture = Callable[[str], str]
 """The `data:` address under which a picture of this reference is shown."""
+Fields = Callable[[str], str]
+"""What is shown under an answer, as HTML."""
 _NAMES = {"user": "You", "assistant": "Model", "system": "Instructions"}
 _EMPTY = (
     '<div class="empty"><p>Ask something, or press the microphone and say it.<br>'
@@ -45,13 +47,15 @@ def system_of(messages: tuple[Message, ...]) -> str:
     return next((message.text for message in messages if message.role == "system"), "")
 
 
-def transcript(talk: Conversation | None, picture: Picture, writing: str | None = None) -> str:
+def transcript(
+    talk: Conversation | None, picture: Picture, writing: str | None = None, fields: Fields | None = None
+) -> str:
     """All turns as HTML; `writing`: what has come so far of an answer. A question can be edited while none is written.
 
     An edit button carries the place of its question among the conversation's messages.
     """
     turns = [
-        _turn(message, picture, place if writing is None else None)
+        _turn(message, picture, place if writing is None else None, fields)
         for place, message in enumerate(talk.messages if talk else ())
         if message.role != "system"
     ]
@@ -63,13 +67,15 @@ def transcript(talk: Conversation | None, picture: Picture, writing: str | None 
     return f'<div class="turns">{"".join(turns)}</div>' if turns else _EMPTY
 
 
-def _turn(message: Message, picture: Picture, place: int | None) -> str:
+def _turn(message: Message, picture: Picture, place: int | None, fields: Fields | None) -> str:
     shown = [
         _picture(part.media, picture)
         if part.media
         else (look.markdown if message.role == "assistant" else look.exact)(part.text or "")
         for part in message.content
     ]
+    if fields and message.role == "assistant":
+        shown.append(fields(message.text))
     edit = ""
     if message.role == "user" and place is not None:
         edit = f'<button type="button" class="small" data-turn="{place}" aria-label="Edit this question">Edit</button>'

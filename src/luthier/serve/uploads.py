@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from luthier.data.media import RATE, audio_suffix
+from luthier.data.picturefiles import picture_kind
+from luthier.data.videofiles import video_container
 from luthier.errors import MediaError, RequestError
 from luthier.serve.child import Child, ChildFailed
 from luthier.serve.settings import Limits
@@ -41,6 +43,7 @@ _WORDS = {
     "unreadable_image": "cannot be read as a picture",
     "too_many_pixels": "has too many pixels",
     "empty_image": "holds no picture",
+    "moves": "is a video or a recording, and no picture",
 }
 REASONS = tuple(_WORDS)
 
@@ -86,6 +89,8 @@ class Uploads:
 
     def picture(self, data: bytes, name: str) -> Image.Image:
         """RGB, upright. Raises MediaError, and Busy where nobody has time to decode it."""
+        if _moves(data):
+            raise _refused("moves", name, "send one of its frames as a picture")
         self._weigh(data, name, self.limits.picture_bytes)
         most = 3 * self.limits.pixels
         (width, height), body = self._ask({"kind": "picture", "pixels": self.limits.pixels}, data, name, most)
@@ -139,6 +144,16 @@ class Uploads:
                 fresh.kill()
                 raise RequestError("uploads: the server is stopping", "send it again when it is back")
         return fresh
+
+
+def _moves(data: bytes) -> bool:
+    """Whether these bytes begin as a video or a recording does. HEIF and AVIF pictures lie in a container of videos."""
+    if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
+        return False
+    try:
+        return bool(video_container(data)) and not picture_kind(data)
+    except MediaError:  # a list of addresses: no picture, and refused as none
+        return False
 
 
 def shown(name: str) -> str:

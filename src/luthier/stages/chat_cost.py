@@ -22,6 +22,7 @@ from luthier.models.senses.base import Senses
 from luthier.models.senses.spelling import Speller
 from luthier.models.senses.supply import Supply
 from luthier.models.text_base import senses_without_weights, weightless_base
+from luthier.models.tree_reading import stretches_beyond
 from luthier.recipe import Recipe
 from luthier.runtime.devices import Devices
 from luthier.runtime.memory_estimate import MemoryEstimate
@@ -51,8 +52,14 @@ def sample_feed(
     lessons = Lessons.of([lesson for _, lesson in encoder.encode(rows, Encoding()) if lesson is not None])
     if not len(lessons):
         return None
+    config = weightless_base(recipe.model, tokenizer).model.config
     layout = Layout(
-        train.batch_size, train.micro_batch_size, train.micro_batch_tokens, train.packing, tokenizer.pad_token_id or 0
+        train.batch_size,
+        train.micro_batch_size,
+        train.micro_batch_tokens,
+        train.packing,
+        tokenizer.pad_token_id or 0,
+        stretches_beyond(config.get_text_config()) or 0,
     ).suited(lessons, supply)
 
     def order(epoch: int) -> Any:

@@ -111,6 +111,7 @@ def judge_chat(
             lessons_sha256=lessons.digest(),
             packing=recipe.train.packing,
             kind=recipe.task.kind,
+            architecture=adapters.bare(ready.model.language_model).config.model_type,
         ).to_json(),
     )
 

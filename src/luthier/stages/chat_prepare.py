@@ -121,6 +121,7 @@ def prepare_chat(run: RunDir, name: str, recipe: Recipe) -> PreparedChat:
         train.micro_batch_tokens,
         train.packing,
         base.tokenizer.pad_token_id or 0,
+        model.alone_beyond,
     )
     supply = supply_of(recipe, run.data, model)
     speller = None if supply is None else Speller(supply.senses, supply.source)
@@ -199,12 +200,15 @@ def _looked_at(rows: ChatRows, recipe: Recipe) -> tuple[Lessons | None, Lessons 
 
 
 def _lessons(rows: ChatRows, label: str, numbers: Numbers) -> Lessons | None:
-    """Some rows encoded; None where there are none, or none that can be, which is said."""
+    """Some rows encoded; None where there are none, or none that can be. What is left out is said."""
     try:
-        return rows.lessons(label, numbers) if len(numbers) else None
+        found = rows.lessons(label, numbers) if len(numbers) else None
     except DataError as error:
         say(str(error))
         return None
+    if found is not None:
+        _tell_dropped(found, f"{label} rows")
+    return found
 
 
 def _tell(lessons: Lessons) -> None:
@@ -213,7 +217,11 @@ def _tell(lessons: Lessons) -> None:
     if lessons.media_count:
         slots = int(lessons.media_M["slots"].sum())
         say(f"  {lessons.media_count:,} media in them take {slots:,} of the tokens ({slots / tokens:.0%})")
-    for reason, count in sorted(lessons.about.get("dropped", {}).items()):
-        say(f"  {count:,} rows left out: {reason} (the first: {lessons.about['first'][reason]})")
+    _tell_dropped(lessons, "rows")
     if lessons.about.get("shortened"):
         say(f"  {lessons.about['shortened']:,} rows keep only the turns that fit model.max_tokens")
+
+
+def _tell_dropped(lessons: Lessons, what: str) -> None:
+    for reason, count in sorted(lessons.about.get("dropped", {}).items()):
+        say(f"  {count:,} {what} left out: {reason} (the first: {lessons.about['first'][reason]})")

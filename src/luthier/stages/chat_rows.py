@@ -29,7 +29,7 @@ from luthier.schema import canonical
 Numbers = NDArray[np.int64]
 _SPARE = 1.1
 """Rows that a short run encodes beyond those it needs, as some leave."""
-_FORM = 2
+_FORM = 3
 """Of encoded rows on disk; other forms are made again."""
 
 

@@ -23,7 +23,7 @@ from luthier.models import adapters, quantized
 from luthier.models.attention import use_packed_attention
 from luthier.models.chat import ChatTemplate, load_tokenizer
 from luthier.models.text_base import weightless_base
-from luthier.models.tokens import add_text_tokens
+from luthier.models.tokens import add_text_tokens, name_text_tokens
 from luthier.recipe import Recipe
 from luthier.rundir import RunDir
 from luthier.runtime.devices import Devices
@@ -138,6 +138,7 @@ def refuse(where: str, problems: list[str]) -> None:
 
 def _tokenizer(recipe: Recipe) -> Any:
     found = load_tokenizer(recipe.model.base, recipe.model.revision)
+    name_text_tokens(found, recipe.model.added_tokens)
     template = ChatTemplate.of(found)
     if any(recipe.data.sources[name].format != "text" for name in (*recipe.data.train, *recipe.data.test)):
         template.require_chats()

@@ -23,7 +23,6 @@ from luthier.data.mediasource import Facts
 from luthier.errors import MediaError
 from luthier.models.attention import use_packed_attention
 from luthier.models.families import PHI4_MULTIMODAL, SOUND_QUANTUM
-from luthier.models.picture_features import PictureEncoder
 from luthier.models.senses.base import senses_of
 from luthier.models.senses.phi4_multimodal import BESIDE_PICTURES, Phi4Senses
 from luthier.models.toys import build_toy, write_toy
@@ -141,13 +140,6 @@ def test_media_are_encoded_as_alone_in_any_company_and_with_packed_attention_in_
         alone = vectors_of(toy, [one])[0]
         torch.testing.assert_close(vectors, alone, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(other, alone, rtol=1e-5, atol=1e-6)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", [*ODD_SIZES, (900, 40), (1500, 1500)])
-def test_pictures_have_the_very_bits_of_the_picture_encoder(toy, size):
-    shown = picture(*size)
-    assert torch.equal(vectors_of(toy, [shown])[0][0], PictureEncoder(toy.model).encode(shown))
 
 
 @torch.no_grad()

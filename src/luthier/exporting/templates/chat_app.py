@@ -1,6 +1,9 @@
-"""Talk to the tuned models: by keyboard or microphone, one at a time or two side by side."""
+"""Talk to the tuned models: by keyboard or microphone, with pictures where they see; one or two side by side."""
 
+import base64
+import binascii
 import os
+from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -16,11 +19,15 @@ else:
 
 import gradio as gr
 from engine import Engine, Refused
+from picture import Refused as Unseen
+from picture import read_picture
 from sound import Refused as Unheard
 from sound import read_sound
 
 MOST_CHARS, MOST_TURNS = 8_000, 40
 ENGINE = Engine()
+SEES = SETTINGS["sees"]
+MOST_PICTURES = 4
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 """Every event that asks a model shares one place: they take turns."""
 PRIVATE = {"api_visibility": "private", "show_progress": "minimal"}
@@ -37,11 +44,20 @@ def turns_of(history: list[dict]) -> list[dict]:
     found = []
     for message in history:
         content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
-        text = "\n".join(parts)
-        parts = [{"type": "text", "text": text}] if SETTINGS["content_as_parts"] else text
+        parts = [{"text": content}] if isinstance(content, str) else content
+        text = "\n".join(part["text"] for part in parts if part.get("text"))
+        pictures = [seen(Path(part["file"]["path"]).read_bytes()) for part in parts if part.get("file")]
+        parts = [*pictures, {"type": "text", "text": text}] if SETTINGS["content_as_parts"] or pictures else text
         found.append({"role": message["role"], "content": parts})
     return found
+
+
+def seen(data: bytes) -> dict:
+    """A picture as the processor takes it."""
+    try:
+        return {"type": "image", "image": read_picture(data)}
+    except Unseen as error:
+        raise refusal(str(error)) from error
 
 
 def checked(question: str) -> str:
@@ -62,16 +78,32 @@ def stream(name: str, turns: list[dict], temperature: float):
         raise refusal(str(error)) from error
 
 
-def ask(question: str, model: str = "", temperature: float = 0.0) -> str:
-    """One question, one answer. Without a model's name the first one answers; temperature 0: always the same."""
-    said = list(stream(model, turns_of([{"role": "user", "content": checked(question)}]), temperature))
+def ask(question: str, model: str = "", temperature: float = 0.0, picture: str = "") -> str:
+    """One question, one answer. Without a model's name the first one answers; temperature 0: always the same. A
+    picture is its file's bytes in base64."""
+    turns = turns_of([{"role": "user", "content": checked(question)}])
+    if picture and not SEES:
+        raise refusal("These models read no pictures.")
+    if picture:
+        try:
+            data = base64.b64decode(picture, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise refusal("The picture is not base64.") from error
+        turns = [{"role": "user", "content": [seen(data), {"type": "text", "text": checked(question)}]}]
+    said = list(stream(model, turns, temperature))
     return said[-1] if said else ""
 
 
-def send(question: str, history: list[dict]):
+def send(question: str, history: list[dict], picture: str | None = None):
     if len(history) >= MOST_TURNS:
         raise refusal("The conversation is long enough. Begin a new one.")
-    return "", [*history, {"role": "user", "content": checked(question)}]
+    words, shown = checked(question), sum(bool(part.get("file")) for turn in history for part in turn["content"])
+    if picture is None:
+        return "", [*history, {"role": "user", "content": words}], None
+    if shown >= MOST_PICTURES:
+        raise refusal(f"A conversation has at most {MOST_PICTURES} pictures. Begin a new one.")
+    seen(Path(picture).read_bytes())
+    return "", [*history, {"role": "user", "content": [{"path": picture}, {"type": "text", "text": words}]}], None
 
 
 def reply(history: list[dict], model: str, temperature: float):
@@ -120,14 +152,15 @@ def microphone(target: gr.Textbox) -> None:
 def talk_tab(temperature: gr.Slider) -> None:
     model = gr.Dropdown(ENGINE.models, value=ENGINE.models[0], label="Model")
     chat = gr.Chatbot(label="Conversation", height=420, allow_tags=False, feedback_options=None, buttons=["copy"])
-    question = gr.Textbox(label="Question", lines=1, max_lines=10, max_length=MOST_CHARS, placeholder="Ask something")
+    question = gr.Textbox(SETTINGS["question"], label="Question", lines=1, max_lines=10, max_length=MOST_CHARS)
+    picture = gr.Image(label="A picture", type="filepath", image_mode=None, sources=["upload"], visible=SEES)
     with gr.Row():
         sending = gr.Button("Send", variant="primary")
         stopping, clearing = gr.Button("Stop"), gr.Button("New conversation")
     microphone(question)
     running = []
     for event in (sending.click, question.submit):
-        sent = event(send, [question, chat], [question, chat], **PRIVATE)
+        sent = event(send, [question, chat, picture], [question, chat, picture], **PRIVATE)
         running.append(sent.success(reply, [chat, model, temperature], chat, **MODEL, **PRIVATE))
     stopping.click(None, cancels=running, api_visibility="private")
     clearing.click(lambda: [], None, chat, cancels=running, **PRIVATE)

@@ -7,9 +7,18 @@ from collections.abc import Iterator
 import torch
 from files import SETTINGS, base, place, threads
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 BASE = "base, not tuned"
+SEES = SETTINGS["sees"]
 
 
 class Refused(Exception):
@@ -41,7 +50,9 @@ class Engine:
         dtype = torch.float32 if device == "cpu" and wanted == "float16" else getattr(torch, wanted)
         folders = [place(model["source"], model["revision"]) for model in SETTINGS["models"]]
         self.tokenizers = [AutoTokenizer.from_pretrained(folder, trust_remote_code=False) for folder in folders]
-        model = AutoModelForCausalLM.from_pretrained(**base(), dtype=dtype, use_safetensors=True)
+        maker = AutoModelForImageTextToText if SEES else AutoModelForCausalLM
+        model = maker.from_pretrained(**base(), dtype=dtype, use_safetensors=True)
+        self.processor = AutoProcessor.from_pretrained(**base()) if SEES else None
         if SETTINGS["rows"] > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(SETTINGS["rows"], mean_resizing=False)
         ends = model.generation_config.eos_token_id
@@ -63,8 +74,8 @@ class Engine:
         """The answer so far, again and again. `turns`: role and content, the last one the user's."""
         number = self.names.index(name) if name in self.names else 0
         tokenizer = self.tokenizers[number]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.model.device)
+        asked = self._asked(tokenizer, turns).to(self.model.device)
+        ids = asked["input_ids"]
         room = self.most - SETTINGS["max_new_tokens"]
         if ids.shape[1] > room:
             raise Refused(f"The conversation has {ids.shape[1]:,} tokens, and {room:,} is the most. Begin a new one.")
@@ -76,7 +87,7 @@ class Engine:
             pad_token_id=tokenizer.pad_token_id or 0,
             **(drawn if temperature > 0 else {"do_sample": False}),
         )
-        worker = threading.Thread(target=self._generate, args=(name, number, ids, settings, pieces), daemon=True)
+        worker = threading.Thread(target=self._generate, args=(name, number, asked, settings, pieces), daemon=True)
         worker.start()
         try:
             while (piece := pieces.texts.get()) is not None:
@@ -87,7 +98,17 @@ class Engine:
             pieces.ended.set()  # also where the visitor pressed stop, or left
             worker.join()
 
-    def _generate(self, name: str, number: int, ids, settings: GenerationConfig, pieces: Pieces) -> None:
+    def _asked(self, tokenizer, turns: list[dict]):
+        """What the model is given: ids and their mask, with pictures what its eyes take."""
+        if not SEES:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return tokenizer(text, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")
+        self.processor.tokenizer, self.processor.chat_template = tokenizer, tokenizer.chat_template
+        return self.processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(dtype=self.model.dtype)
+
+    def _generate(self, name: str, number: int, asked, settings: GenerationConfig, pieces: Pieces) -> None:
         try:
             model = self.model
             model.set_adapter(f"m{number}")
@@ -95,9 +116,9 @@ class Engine:
             with torch.inference_mode():
                 if name == BASE:
                     with model.disable_adapter():
-                        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+                        model.generate(**asked, **options)
                 else:
-                    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+                    model.generate(**asked, **options)
         except Exception as error:  # it belongs to the thread that waits
             pieces.texts.put(error)
         pieces.texts.put(None)

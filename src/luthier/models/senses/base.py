@@ -17,7 +17,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class Placed:
 class Senses(ABC):
     """A family's eyes and ears on one base. Made by `senses_of`."""
 
-    kinds: tuple[PartType, ...]
+    kinds: ClassVar[tuple[PartType, ...]]
     """What it reads natively. A video is read as its frames where "video" is not among them (see `unfold`)."""
     slot_ids: Mapping[PartType, int]
     """The id whose positions are filled with vectors, by kind."""
@@ -194,11 +194,20 @@ def has_senses(model_type: str) -> bool:
     return model_type in SENSES
 
 
+def kinds_read(model_type: str) -> tuple[PartType, ...]:
+    """What bases of an architecture read beside text, natively."""
+    return _class(model_type).kinds if has_senses(model_type) else ()
+
+
+def _class(model_type: str) -> type[Any]:
+    module, kind = SENSES[model_type].split(":")
+    found: type[Any] = getattr(importlib.import_module(module), kind)
+    return found
+
+
 def senses_of(model: Any, tokenizer: Any, name: str, revision: str = "") -> Senses | None:
     """The senses of a bare model; None for one that reads text alone. Raises SourceError, RequestError."""
-    where = SENSES.get(model.config.model_type)
-    if where is None:
+    if not has_senses(model.config.model_type):
         return None
-    module, kind = where.split(":")
-    found: Senses = getattr(importlib.import_module(module), kind).of(model, tokenizer, name, revision)
+    found: Senses = _class(model.config.model_type).of(model, tokenizer, name, revision)
     return found

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ _SIGHT = tuple(
 class Phi4Senses(Senses):
     """The eyes and ears of one base. Its picture processor is set by the configuration, as the base was published."""
 
+    kinds: ClassVar[tuple[PartType, ...]] = ("image", "audio")
     images: Any
     extractor: Any
     config: Any
@@ -74,7 +75,6 @@ class Phi4Senses(Senses):
 
     def __post_init__(self) -> None:
         vision = self.config.vision_config
-        self.kinds = ("image", "audio")
         self.slot_ids = {"image": vision.image_token_id, "audio": self.config.audio_config.audio_token_id}
         self.encoders = {"image": (_PARTS + "image_embed.img_processor",), "audio": (PHI4_MULTIMODAL.encoder,)}
         self.projectors = {"image": _SIGHT, "audio": _SOUND}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ _VISION = "model.visual."
 class QwenSenses(Senses):
     """The eyes of one base."""
 
+    kinds: ClassVar[tuple[PartType, ...]] = ("image", "video")
     images: Any
     films: Any
     """Its processors of pictures and videos."""
@@ -67,7 +68,6 @@ class QwenSenses(Senses):
         return cls(images, films, config, type(model.model), {"image": tokens[0], "video": tokens[1]})
 
     def __post_init__(self) -> None:
-        self.kinds = ("image", "video")
         self.slot_ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         encoder, projector = ["patch_embed", "blocks"], ["merger"]
         if self.config.model_type == QWEN3:

@@ -36,7 +36,7 @@ _AHEAD = 4
 """Media that wait for the encoder, each as large as its encoder takes it."""
 _BYTES, _SECONDS = 2**26, 10.0
 """What is made is written when it is so much, or so old: a kill loses no more."""
-_LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "av", "soundfile", "soxr")
+_LIBRARIES = ("luthier", "torch", "torchvision", "transformers", "pillow", "av", "soundfile", "soxr")
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
