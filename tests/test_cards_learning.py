@@ -77,7 +77,7 @@ def test_the_colour_of_a_garment_is_seen_first_within_ninety_steps(tmp_path: Pat
         "train.save_every": 90,
     }
     options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    finish("run", ROOT / "recipes" / "cards.yaml", "--out", tmp_path / "run", *options, OMP_NUM_THREADS="1")
+    finish("run", ROOT / "recipes" / "cards.yaml", "--out", tmp_path / "run", *options)
     answers = [one for one in predictions(tmp_path / "run") if one["read"] is not None]
     right = [one["read"]["title"].split()[0] == one["truth"]["title"].split()[0] for one in answers]
     assert sum(right) > 0.75 * 60  # a guess is right in an eighth
@@ -89,7 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     out = tmp_path_factory.mktemp("describer") / "quickstart"
     begin = time.monotonic()
     cache = str(out.parent / "cache")
-    told = finish("quickstart", "--kind", "describer", "--out", out, OMP_NUM_THREADS="2", LUTHIER_CACHE=cache)
+    told = finish("quickstart", "--kind", "describer", "--out", out, LUTHIER_CACHE=cache)
     assert "price.within_10" in told
     return out / "run", time.monotonic() - begin
 

@@ -122,7 +122,7 @@ def test_logits_are_those_of_the_librarys_own_forward_and_company_changes_none(t
     recipe.model.base = "toy:phi4-multimodal"
     base, model, _, _ = build_model(recipe, 3)
     model.eval()
-    features, spelled = verdict_features(base, recipe, rows, blobs.__getitem__, (tmp_path / "kept", True))
+    features, spelled = verdict_features(base, recipe, rows, blobs.__getitem__, tmp_path / "kept", True)
     examples, dropped = encode_rows(rows, PromptEncoder.of(base, recipe), spelled, lambda row: (0.5, 0))
     assert not dropped
     together = model.state_BD(collate(examples, features, 0)).detach()
@@ -143,7 +143,7 @@ def test_a_video_stands_as_its_frames_with_their_times_and_is_swapped_whole(tmp_
     recipe = Recipe()
     recipe.model.base, recipe.data.frames = "toy:phi4-multimodal", Frames(rate=5.0)
     base, model, _, _ = build_model(recipe, 3)
-    features, spelled = verdict_features(base, recipe, rows, blobs.__getitem__, (tmp_path / "kept", True))
+    features, spelled = verdict_features(base, recipe, rows, blobs.__getitem__, tmp_path / "kept", True)
     examples, _ = encode_rows(rows, PromptEncoder.of(base, recipe), spelled, lambda row: (0.5, 0))
     slot = int(base.model.config.vision_config.image_token_id)
     said = [base.tokenizer.decode([one for one in example.ids if one != slot]) for example in examples]
@@ -189,8 +189,8 @@ def test_recordings_beside_pictures_in_one_stage_are_refused(tmp_path: Path) -> 
     recipe = Recipe()
     recipe.model.base = "toy:phi4-multimodal"
     base, *_ = build_model(recipe, 3)
-    _, spelled = verdict_features(base, recipe, [*rows, *more], (blobs | others).__getitem__, (tmp_path, True))
+    _, spelled = verdict_features(base, recipe, [*rows, *more], (blobs | others).__getitem__, tmp_path, True)
     assert len(spelled) == 2, "pictures and videos go together"
     heard = replace(rows[0], messages=(Message("user", (Part("audio", media="sha256:a"),)),))
     with pytest.raises(DataError, match="one stage judges one of them"):
-        verdict_features(base, recipe, [*rows, heard], blobs.__getitem__, (tmp_path, True))
+        verdict_features(base, recipe, [*rows, heard], blobs.__getitem__, tmp_path, True)

@@ -166,3 +166,12 @@ def test_what_cannot_be_answered_is_refused(prompts: list[list[int]], tokens: in
 
 def test_no_prompts_have_no_answers() -> None:
     assert generator()([], Decoding(3)) == []
+
+
+def test_a_prompt_that_stretches_positions_changes_no_other_answer() -> None:
+    answering = generator(base="toy:phi3-vision")
+    limit = answering.model.get_base_model().config.rope_parameters["original_max_position_embeddings"]
+    short = questions(answering.template, 3)
+    long = (short[0] * limit)[: limit + 5]
+    found = answering([*short, long], Decoding(TOKENS))
+    assert [answer.ids for answer in found[:3]] == [slowly(answering, prompt, TOKENS) for prompt in short]

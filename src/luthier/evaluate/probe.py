@@ -31,7 +31,7 @@ def seconds_per_row(
         return table.media_bytes(reference)
 
     rows = [item.row for item in items]
-    store, spelled = verdict_features(base, recipe, rows, data, (folder, sound_is_frozen(recipe.model)))
+    store, spelled = verdict_features(base, recipe, rows, data, folder, sound_is_frozen(recipe.model))
     encoder = PromptEncoder.of(base, recipe)
     examples, _ = encode_rows(rows, encoder, spelled, lambda row: (0.5, 0))
     if not examples:

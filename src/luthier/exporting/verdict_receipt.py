@@ -130,8 +130,8 @@ def judged(base: Base, model: VerdictModel, recipe: Recipe, asked: Recordings) -
     devices = Devices(recipe.model.dtype)
     devices.place(model)
     with tempfile.TemporaryDirectory(prefix="luthier-receipt-") as scratch:
-        place = Path(scratch), False
-        store, spelled = verdict_features(base, recipe, asked.rows, asked.data.__getitem__, place)
+        data = asked.data.__getitem__
+        store, spelled = verdict_features(base, recipe, asked.rows, data, Path(scratch), frozen=False)
         examples, _ = encode_rows(asked.rows, PromptEncoder.of(base, recipe), spelled, lambda row: (0.0, 0))
         judge = Judge(model, store, devices, base.tokenizer.pad_token_id, batch_size=1)
         return judge(examples, "receipt").p_pass

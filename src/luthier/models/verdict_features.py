@@ -86,14 +86,14 @@ def verdict_features(
     recipe: Recipe,
     rows: Iterable[Row],
     data: Callable[[str], bytes],
-    place: tuple[Path, bool],
+    folder: Path,
+    frozen: bool,
 ) -> tuple[Features, dict[str, Spelled]]:
-    """Features of graded media, and what stands for each in a prompt. `place` is a folder of caches, and whether the
-    outputs of a sound encoder may be kept there, which stays as it is.
+    """Features of graded media, in a folder of caches, and what stands for each in a prompt. `frozen`: the encoder of
+    sound stays as it is, so that its outputs can be kept.
 
     Raises DataError where recordings stand beside pictures, MediaError for a medium that cannot be decoded.
     """
-    folder, frozen = place
     parts = media_parts(rows)
     kinds = {part.type for part in parts}
     if "audio" in kinds and len(kinds) > 1:

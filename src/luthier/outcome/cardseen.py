@@ -83,7 +83,7 @@ def score_table(scores: Json, settings: DescribeSettings) -> Sequence[str]:
         found.append(f"| {row['field'] or 'all'} | {_bare(row['name'])} | {row['better']} | {' | '.join(cells)} |")
     n = figures.count(rows[0]["after"]["n"])
     said = (
-        f"Of {n} held-out pictures, with 95% intervals over products. A constant says the same of every picture, and is "
+        f"Of {n} held-out pictures, with 95% intervals over products. A constant says the same of every picture and is "
         "chosen on the training rows for the very score it stands at. Over it: above 0 where the model is better."
     )
     return ("\n".join(found), said)

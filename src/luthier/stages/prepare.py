@@ -53,8 +53,8 @@ def prepare(run: RunDir, name: str, recipe: Recipe, table: Table, trained: Seque
     devices.place(model)
     method = make_target(recipe.task.target, recipe.task.scale)
     every = [row for found in rows.values() for row in found]
-    place = run.features, adapters.sound_is_frozen(recipe.model)
-    store, spelled = verdict_features(base, recipe, every, table.media_bytes, place)
+    frozen = adapters.sound_is_frozen(recipe.model)
+    store, spelled = verdict_features(base, recipe, every, table.media_bytes, run.features, frozen)
     encoder = PromptEncoder.of(base, recipe)
     examples, dropped = {}, Counter[str]()
     for role, found in rows.items():

@@ -153,7 +153,9 @@ def talk_tab(temperature: gr.Slider) -> None:
     model = gr.Dropdown(ENGINE.models, value=ENGINE.models[0], label="Model")
     chat = gr.Chatbot(label="Conversation", height=420, allow_tags=False, feedback_options=None, buttons=["copy"])
     question = gr.Textbox(SETTINGS["question"], label="Question", lines=1, max_lines=10, max_length=MOST_CHARS)
-    picture = gr.Image(label="A picture", type="filepath", image_mode=None, sources=["upload"], visible=SEES)
+    picture = gr.Image(
+        label="A picture", type="filepath", image_mode=None, sources=["upload"], height=240, visible=SEES
+    )
     with gr.Row():
         sending = gr.Button("Send", variant="primary")
         stopping, clearing = gr.Button("Stop"), gr.Button("New conversation")
