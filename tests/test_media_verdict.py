@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from transformers import Phi4MultimodalImageProcessor
 
-from luthier import verbs
+from luthier import shipverbs, verbs
 from luthier.data.building.context import Context
 from luthier.data.shapes import graded
 from luthier.data.table import read_table
-from luthier.errors import DataError
+from luthier.errors import DataError, RequestError
 from luthier.evaluate.verdicts import swap_media
+from luthier.exporting.kinds import ExportRequest
 from luthier.files import read_json, read_jsonl
 from luthier.models.batches import collate
 from luthier.models.encode import PromptEncoder, encode_rows
@@ -90,6 +91,13 @@ def test_bright_and_dark_are_told_apart_by_what_is_seen(finished: tuple[str, Pat
     assert deafness["hears"]
     assert read_json(stage / "adapter/verdict.json")["judges"] == kind
     assert (folder / "run/report.html").is_file()
+
+
+def test_a_space_of_verdicts_is_refused_as_it_would_record_sound(finished: tuple[str, Path]) -> None:
+    kind, folder = finished
+    with pytest.raises(RequestError, match=f"judges {kind}s"):
+        shipverbs.export(ExportRequest(folder / "run", "space", out=folder / "space"))
+    assert not (folder / "space").exists()
 
 
 def test_predict_says_what_is_on_record_and_refuses_what_is_not_judged(finished: tuple[str, Path]) -> None:

@@ -19,8 +19,8 @@ from luthier.exporting.kinds import ExportRequest, Subject, base_name, is_place,
 from luthier.exporting.sight import eyes_in_space, refuse_eyes
 from luthier.exporting.spacefiles import front_matter, requirements
 from luthier.exporting.spacemodels import chat_settings, ggufs, judges, name_of, sources
-from luthier.files import atomic_folder, write_json, write_text
-from luthier.models import adapters
+from luthier.files import atomic_folder, read_json, write_json, write_text
+from luthier.models import adapters, package
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_BASE_BYTES = 200 * 2**20
@@ -44,6 +44,8 @@ def export_space(request: ExportRequest, subject: Subject, out: Path) -> dict[st
     kind = "verdict" if not subject.of_text else "gguf" if request.type else "chat"
     if kind == "verdict" and request.type:
         raise RequestError("--type: llama.cpp has no read-out of verdicts", "leave --type out")
+    if kind == "verdict":
+        _refuse_what_is_seen(subjects)
     notes: list[str] = []
     if kind == "gguf":
         refuse_eyes(subject, "space --type")
@@ -82,6 +84,17 @@ def _first_question(subject: Subject) -> str:
     """What stands in the box when the page is opened: the question that a run was tuned on, where it was one."""
     task = subject.recipe.task
     return task.describe.prompt if task.kind == "describe" else ""
+
+
+def _refuse_what_is_seen(subjects: Sequence[Subject]) -> None:
+    """The Space's own read-out takes sound alone."""
+    for subject in subjects:
+        judged = str(read_json(subject.stage.adapter / package.NAME).get("judges", "audio"))
+        if judged != "audio":
+            raise RequestError(
+                f"{subject.label} judges {judged}s, and a Space of verdicts records and judges sound",
+                "judge them with luthier predict, or export --to adapter",
+            )
 
 
 def _refuse_strangers(subjects: Sequence[Subject]) -> None:
