@@ -91,33 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "describer: drawn product cards, read by a toy that sees",
     )
     verb.add_argument("--out", type=Path, help="a new folder (default: quickstart-run, or the next free number)")
-    verb = add_verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
-    verb.add_argument("kind", help="speaking, expert, assistant, voice or quickstart")
-    verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
-    verb = add_verb(
-        verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml"
-    )
-    add_recipe(verb)
-    verb = add_verb(
-        verbs,
-        "rehearse",
-        _rehearse,
-        "the recipe end to end at toy size, offline",
-        "luthier rehearse recipes/speaking.yaml",
-    )
-    add_recipe(verb)
-    verb.add_argument("--out", type=Path, help="a new folder (default: a temporary one)")
-    verb = add_verb(
-        verbs,
-        "run",
-        _run,
-        "data, stages, evaluation, report",
-        "luthier run recipes/speaking.yaml --out runs/a --set train.epochs=3",
-    )
-    add_recipe(verb)
-    verb.add_argument("--out", type=Path, help="a new folder (default: runs/NAME)")
-    verb.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    verb.add_argument("--verify", action="store_true", help="with --resume: first prove, on this run, that it is exact")
+    _recipe_parsers(verbs)
     verb = add_verb(
         verbs,
         "predict",
@@ -150,6 +124,37 @@ def parser() -> argparse.ArgumentParser:
     verb = add_verb(verbs, "report", _report, "write report.html of a run or an exam again", "luthier report runs/a")
     verb.add_argument("run", type=Path, help="the folder of a run or of an exam")
     return root
+
+
+def _recipe_parsers(verbs: Any) -> None:
+    """Add what is done with recipes to the command line."""
+    verb = add_verb(verbs, "new", _new, "write a commented recipe", "luthier new speaking my-folder")
+    verb.add_argument("kind", help="speaking, expert, describer, assistant, voice; cards, encyclopedia or quickstart")
+    verb.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
+    verb = add_verb(
+        verbs, "check", _check, "everything that can be known before training", "luthier check recipes/speaking.yaml"
+    )
+    add_recipe(verb)
+    verb = add_verb(
+        verbs,
+        "rehearse",
+        _rehearse,
+        "the recipe end to end at toy size, offline",
+        "luthier rehearse recipes/speaking.yaml",
+    )
+    add_recipe(verb)
+    verb.add_argument("--out", type=Path, help="a new folder (default: a temporary one)")
+    verb = add_verb(
+        verbs,
+        "run",
+        _run,
+        "data, stages, evaluation, report",
+        "luthier run recipes/speaking.yaml --out runs/a --set train.epochs=3",
+    )
+    add_recipe(verb)
+    verb.add_argument("--out", type=Path, help="a new folder (default: runs/NAME)")
+    verb.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    verb.add_argument("--verify", action="store_true", help="with --resume: first prove, on this run, that it is exact")
 
 
 def _score_parser(verbs: Any) -> None:
