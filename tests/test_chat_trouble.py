@@ -280,8 +280,6 @@ def test_a_stop_before_there_is_a_run_gives_the_line_that_begins_it(recipe, tmp_
 
 UNREAD = {
     "model.builtin_adapter": "speech-lora",
-    "model.train_encoder": "true",
-    "model.train_projector": "true",
     "model.learned_tokens.readout": "<r>",
     "model.learned_tokens.soft_prompt": "5",
     "model.learned_tokens.learning_rate": "0.1",

@@ -34,16 +34,16 @@ _UNREAD = {
     "verdict": (
         "model.quantization model.added_tokens train.micro_batch_tokens train.truncation train.label_smoothing "
         "train.torch_compile evaluate.validation_rows evaluate.samples evaluate.sample_tokens evaluate.exams "
-        "evaluate.examine evaluate.examine_every evaluate.choose_by model.lora.parts"
+        "evaluate.examine evaluate.examine_every evaluate.choose_by model.lora.parts train.feature_store data.augment"
     ).split()
     + _OF_DESCRIPTIONS,
 }
 """Keys that a task does not read, with all that is below them."""
 _TAKEN_OVER = (
     "task.kind model.base model.revision model.builtin_adapter model.quantization model.tuning model.lora.r "
-    "model.lora.alpha model.lora.use_rslora model.lora.use_dora model.lora.target_modules model.modules_to_save "
-    "model.added_tokens model.learned_tokens.readout model.learned_tokens.soft_prompt model.train_encoder "
-    "model.train_projector"
+    "model.lora.alpha model.lora.use_rslora model.lora.use_dora model.lora.parts model.lora.target_modules "
+    "model.modules_to_save model.added_tokens model.learned_tokens.readout model.learned_tokens.soft_prompt "
+    "model.train_encoder model.train_projector"
 ).split()
 """Keys that a stage shares with the one it starts from, or the adapter does not fit it."""
 

@@ -50,14 +50,18 @@ def test_ultrachat_repeats_its_first_question(tmp_path: Path) -> None:
         assert record["prompt"] == asked["content"]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("auto", "graded", "image_caption")])
+PICTURED = ["graded", "image_caption", "described"]
+"""Formats whose rows hold media."""
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("auto", *PICTURED)])
 def test_a_named_format_is_what_comes_out(name: str, tmp_path: Path) -> None:
     found = records(Source("chats", path="gone.jsonl", format=name), tmp_path)
     assert len(found) == 64
     assert formats.detect(found) == name if name != "ultrachat" else "messages" in found[0]
 
 
-@pytest.mark.parametrize("name", ["graded", "image_caption"])
+@pytest.mark.parametrize("name", PICTURED)
 def test_what_cannot_be_made_up_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=f"source pictures: no rows of the format {name}"):
         write_standin(Source("pictures", hub="a/b", format=name), tmp_path / "rows.jsonl", 4, 1)
