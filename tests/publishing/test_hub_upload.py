@@ -189,7 +189,9 @@ def test_a_trouble_that_never_passes_is_left_after_a_few_tries(
         send(make(), hub.url, PRIVATE, clock.patience())
     assert "not sent twice" in caught.value.mend
     assert clock.waits == [1, 2, 4, 8, 16]
-    assert hub.requests[route] == 6 * (len(LARGE_FILES) if route == "put" else 1)  # each file has its try
+    # Each file has its try, side by side; the last one ends as soon as one of them has failed.
+    files = len(LARGE_FILES) if route == "put" else 1
+    assert 5 * files < hub.requests[route] <= 6 * files
     assert never_half(hub)
 
 
