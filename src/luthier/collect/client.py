@@ -69,7 +69,6 @@ class Fetched:
     data: bytes
     url: str
     """Where the redirects led."""
-    content_type: str = ""
 
 
 @dataclass
@@ -254,7 +253,7 @@ def _answer(address: Address, status: int, headers: Mapping[str, str], data: byt
             raise FetchError("opted_out", f"{address}: X-Robots-Tag says {headers['x-robots-tag'][:100]}")
     else:
         raise FetchError(f"http_{status}", str(address), status in _PASSING, _asked_wait(headers))
-    return Fetched(data, str(address), headers.get("content-type", ""))
+    return Fetched(data, str(address))
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:
